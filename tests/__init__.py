@@ -1,0 +1,3 @@
+"""Tests mirror the package."""
+
+from tests import shape_checking as shape_checking
