@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import beartype
 
+# As in PEP 484: an int is welcome where a float is expected.
+CONFIGURATION = beartype.BeartypeConf(is_pep484_tower=True)
+
 
 def check(function: Callable) -> Callable:
     """Checks arguments and results of functions, but not the making of pytrees.
@@ -13,4 +16,4 @@ def check(function: Callable) -> Callable:
     """
     if function.__name__ == "__init__":
         return function
-    return beartype.beartype(function)
+    return beartype.beartype(conf=CONFIGURATION)(function)
