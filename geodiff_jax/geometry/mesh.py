@@ -7,7 +7,7 @@ their output sizes depend on the faces; what depends on the vertices is jnp.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from geodiff_jax import numerics
 
@@ -54,7 +54,9 @@ def triangle_frames(
     height = jnp.abs(jnp.sum(across * (corner2 - corner0), axis=-1))
     rotation = jnp.stack([along, normal, across], axis=-1)
     proper = jnp.sum(normal * normal, axis=-1) > 0.5
-    rotation = jnp.where(proper[..., None, None], rotation, jnp.eye(3, dtype=edge.dtype))
+    rotation = jnp.where(
+        proper[..., None, None], rotation, jnp.eye(3, dtype=edge.dtype)
+    )
     scale = 0.5 * (numerics.safe_norm(edge) + height)
     return rotation, scale, (corner0 + corner1 + corner2) / 3.0
 
@@ -68,6 +70,25 @@ def interpolate(
     """Vertex attributes at points given as (face, barycentric coordinates)."""
     corners = attributes[..., faces[face], :]
     return jnp.sum(corners * barycentrics[..., None], axis=-2)
+
+
+def sample_surface(
+    key: Key[Array, ""], weights: Float[np.ndarray, " f"], *, count: int
+) -> tuple[Int[np.ndarray, " count"], Float[np.ndarray, "count 3"]]:
+    """(face, barycentric) points: each face gets its share of `weights`, to within one.
+
+    Uniform within a face. Weights are areas times any density; one systematic draw, so
+    that neighbouring faces do not clump.
+    """
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    if not cumulative[-1] > 0:
+        raise ValueError("Expected faces with a positive area, got none.")
+    draws = np.asarray(jax.random.uniform(key, (3, count)), np.float64)
+    marks = (np.arange(count) + draws[0, 0]) * (cumulative[-1] / count)
+    face = np.minimum(np.searchsorted(cumulative, marks), len(weights) - 1)
+    root, other = np.sqrt(draws[1]), draws[2]
+    corners = [1.0 - root, root * (1.0 - other), root * other]
+    return face, np.stack(corners, axis=1)
 
 
 def edges(faces: Int[np.ndarray, "f 3"]) -> Int[np.ndarray, "e 2"]:

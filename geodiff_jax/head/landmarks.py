@@ -29,7 +29,9 @@ OUTER_EYE_CORNERS = (36, 45)
 """iBUG indices of the subject's right and left outer eye corners."""
 
 
-def ibug_from_mediapipe(points: Float[np.ndarray, "478 c"]) -> Float[np.ndarray, "68 c"]:
+def ibug_from_mediapipe(
+    points: Float[np.ndarray, "478 c"],
+) -> Float[np.ndarray, "68 c"]:
     """The iBUG 68 points among MediaPipe's 478."""
     chosen = np.concatenate([MEDIAPIPE_FROM_IBUG_JAW, MEDIAPIPE_FROM_IBUG_INNER])
     return points[chosen]
