@@ -1,4 +1,4 @@
-"""Finite-gradient primitives: every function here is smooth where its naive form is not."""
+"""Finite-gradient primitives: smooth where their naive forms are not."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 def safe_norm(
     vectors: Float[Array, "*b c"], *, epsilon: float = 1e-12
 ) -> Float[Array, "*b"]:
-    """Euclidean length along the last axis; zero value and zero gradient below epsilon."""
+    """Euclidean length along the last axis; zero, and flat, below epsilon."""
     squared = jnp.sum(vectors * vectors, axis=-1)
     positive = squared > epsilon * epsilon
     # sqrt has infinite slope at 0; the inner where keeps reverse mode finite.

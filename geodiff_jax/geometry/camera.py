@@ -43,7 +43,7 @@ class Camera:
     def project(
         self, points: Float[Array, "*b p 3"]
     ) -> tuple[Float[Array, "*b p 2"], Float[Array, "*b p"]]:
-        """World points to (pixels, depth along z); pixels mean nothing where depth <= 0."""
+        """World points to (pixels, depth along z); pixels are void where depth <= 0."""
         local = self.to_camera(points)
         depth = local[..., 2]
         divisor = jnp.where(jnp.abs(depth) > 1e-9, depth, 1e-9)
@@ -86,7 +86,7 @@ def pinhole(
     height: int,
     camera_from_world: jaxlie.SE3 | None = None,
 ) -> Camera:
-    """A camera with square pixels and a centred principal point; at the origin by default."""
+    """Square pixels and a centred principal point; at the origin unless posed."""
     intrinsics = jnp.asarray([focal, focal, width / 2, height / 2], jnp.float32)
     pose = jaxlie.SE3.identity() if camera_from_world is None else camera_from_world
     return Camera(pose, intrinsics, width, height)
@@ -99,7 +99,7 @@ def orbit(
     yaw_radians: Float[Array, ""] | float = 0.0,
     pitch_radians: Float[Array, ""] | float = 0.0,
 ) -> Camera:
-    """Moves a camera round a world point at constant distance, in the camera's own axes.
+    """Moves a camera round a world point at constant distance, in its own axes.
 
     Positive yaw carries the camera to the right of the image, positive pitch upwards.
     The pivot keeps its pixel and its depth.

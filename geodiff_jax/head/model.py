@@ -148,7 +148,7 @@ def rest_vertices(model: HeadModel, params: HeadParams) -> Float[Array, "*b v 3"
 
 
 def head_vertices(model: HeadModel, params: HeadParams) -> Float[Array, "*b v 3"]:
-    """Vertices in the head frame: shaped and skinned, before rotation and translation."""
+    """Vertices in the head frame: shaped and skinned, but neither turned nor moved."""
     joints = model.joint_template + jnp.einsum(
         "...i,ijk->...jk", params.identity, model.joint_identity_basis
     )
