@@ -1,0 +1,1 @@
+"""Files in and out: images, films, whole-or-nothing writes."""
