@@ -1,0 +1,1 @@
+"""Rendering: Gaussian splatting and mesh rasterization, compiled and in jnp."""

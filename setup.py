@@ -1,0 +1,161 @@
+"""Packaging of geodiff_jax, and the build of its kernels.
+
+`pip install .` and `pip install -e .` compile `kernels/` when they find a compiler;
+`python setup.py build_kernels --inplace` does only that. Every instruction set gets
+a shared library of its own, complete in itself, so that no inline function compiled
+for a newer processor can be linked into the code for an older one.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+
+import setuptools
+from setuptools.command.build_py import build_py
+
+ROOT = pathlib.Path(__file__).resolve().parent
+PACKAGE_FOLDER = pathlib.Path("geodiff_jax", "render")
+FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math"
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+ISAS = {"baseline": ""}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    ISAS |= {"avx2": "-mavx2 -mfma", "avx512": f"-mavx2 -mfma {AVX512}"}
+
+
+class BuildKernels(setuptools.Command):
+    """Compiles kernels/ into one shared library per instruction set."""
+
+    description = "compile the C++ (and, with nvcc, CUDA) kernels"
+    user_options = [("inplace", "i", "put the libraries beside the sources")]
+    boolean_options = ["inplace"]
+
+    def initialize_options(self):
+        """Sets the defaults."""
+        self.inplace = False
+        self.build_lib = None
+
+    def finalize_options(self):
+        """Finds where the libraries go."""
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self):
+        """Builds what the machine's compilers can build; warns once otherwise."""
+        target = (ROOT if self.inplace else pathlib.Path(self.build_lib)).resolve()
+        try:
+            build_kernels(target / PACKAGE_FOLDER, ROOT / "build" / "kernels")
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            print(
+                f"WARNING: geodiff_jax is installed without kernels ({error}): the "
+                "slow jnp references will run; install a C++ compiler, then run "
+                "`python setup.py build_kernels --inplace`.",
+                file=sys.stderr,
+            )
+
+
+def build_kernels(target: pathlib.Path, work: pathlib.Path) -> None:
+    """Compiles every kernel into `target`, object files into `work`."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [
+        next(filter(shutil.which, ("g++", "clang++", "c++")), "")
+    ]
+    if not shutil.which(compiler[0]):
+        raise RuntimeError("no C++ compiler found")
+    try:
+        import jax
+    except ImportError as error:
+        raise RuntimeError("jax, which carries the FFI headers, is missing") from error
+    common = [*compiler, *FLAGS.split(), "-isystem", jax.ffi.include_dir()]
+    target.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    sources = sorted((ROOT / "kernels").glob("*.cc"))
+
+    def compile_object(isa: str, source: pathlib.Path) -> pathlib.Path:
+        output = work / f"{source.stem}_{isa}.o"
+        flags = [*ISAS[isa].split(), "-c", str(source), "-o", str(output)]
+        subprocess.run([*common, *flags], check=True)
+        return output
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = {
+            isa: [pool.submit(compile_object, isa, source) for source in sources]
+            for isa in ISAS
+        }
+        for isa, futures in objects.items():
+            link = [*compiler, "-shared", *(str(f.result()) for f in futures)]
+            _link([*link, "-lpthread"], target / f"_kernels_{isa}.so")
+    _build_cuda(jax.ffi.include_dir(), target)
+
+
+def _build_cuda(include: str, target: pathlib.Path) -> None:
+    """Compiles the CUDA kernels, if there are any and nvcc is here."""
+    sources = [str(path) for path in sorted((ROOT / "kernels").glob("*.cu"))]
+    nvcc = shutil.which("nvcc")
+    if not sources or not nvcc:
+        return
+    flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC", "-cudart=static"]
+    _link([nvcc, *flags, f"-isystem={include}", *sources], target / "_kernels_cuda.so")
+
+
+def _link(command: list[str], library: pathlib.Path) -> None:
+    """Links next to the library, then renames: a running process keeps the old file."""
+    partial = library.with_suffix(f".{os.getpid()}.partial")
+    subprocess.run([*command, "-o", str(partial)], check=True)
+    partial.replace(library)
+
+
+class BuildPy(build_py):
+    """The usual build, then the kernels."""
+
+    def run(self):
+        """Builds."""
+        super().run()
+        command = self.get_finalized_command("build_kernels")
+        command.inplace = self.editable_mode
+        command.run()
+
+
+setuptools.setup(
+    name="geodiff_jax",
+    version="0.1.0",
+    description="One portrait in, an animatable 4D Gaussian head avatar out, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["geodiff_jax*"]),
+    package_data={"geodiff_jax": ["**/*.npz"]},
+    install_requires=[
+        "jax>=0.10,<0.12",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "diffrax",
+        "jaxlie",
+        "numpy",
+        "tensorflow-datasets",
+        "array_record",
+        "grain",
+        "absl-py",
+        "ml_collections",
+        "safetensors",
+        "pillow",
+        "av",
+        "scikit-image",
+        "plyfile",
+        "tensorboardX",
+        "rich",
+        "jaxtyping",
+    ],
+    extras_require={
+        "portrait": [
+            "mediapipe==0.10.14",
+            "tensorflow-metadata==1.16.1",
+            "importlib_resources",
+        ],
+        "cuda13": ["jax[cuda13]>=0.10,<0.12"],
+        "test": ["pytest", "hypothesis", "ruff", "pyright", "beartype"],
+    },
+    cmdclass={"build_kernels": BuildKernels, "build_py": BuildPy},
+)

@@ -1,0 +1,284 @@
+"""Mesh rasterization: exact coverage, perspective, and finite gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import test_util
+
+from geodiff_jax.geometry import camera as cameras
+from geodiff_jax.render import ffi, mesh_rasterizer
+
+BACKENDS = ("reference", "cpu")
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@pytest.fixture(autouse=True)
+def _needs_kernels(request):
+    parameters = getattr(request.node, "callspec", None)
+    if parameters and parameters.params.get("backend") == "cpu":
+        if not ffi.available("cpu"):
+            pytest.skip("the kernels are not built")
+
+
+def sphere(columns: int = 48, rows: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """A unit sphere of latitude and longitude."""
+    u = np.arange(columns) * 2 * np.pi / columns
+    v = np.linspace(0.0, np.pi, rows)[:, None]
+    xyz = np.stack([np.sin(v) * np.cos(u), np.cos(v) + 0 * u, np.sin(v) * np.sin(u)])
+    i = np.arange((rows - 1) * columns)
+    right = np.where(i % columns == columns - 1, i + 1 - columns, i + 1)
+    below, corner = i + columns, right + columns
+    faces = np.concatenate(
+        [np.stack([i, below, right]), np.stack([right, below, corner])], 1
+    )
+    return xyz.reshape(3, -1).T.astype(np.float32), faces.T.astype(np.int32)
+
+
+def pinhole(size: int = 64, focal: float = 80.0) -> cameras.Camera:
+    return cameras.pinhole(focal=focal, width=size, height=size)
+
+
+def draw(points, faces, backend, *, width=32, height=32):
+    return _draw(
+        jnp.asarray(points, jnp.float32),
+        jnp.asarray(faces, jnp.int32),
+        width=width,
+        height=height,
+        backend=backend,
+    )
+
+
+# Compiled once per shape: eager loops of the reference would compile at every call.
+@functools.partial(jax.jit, static_argnames=("width", "height", "backend"))
+def _draw(points, faces, *, width, height, backend):
+    return mesh_rasterizer.rasterize_pixels(
+        points, faces, width=width, height=height, backend=backend
+    )
+
+
+@each_backend
+def test_sphere_depth_is_the_rays_hit(backend):
+    vertices, faces = sphere(160, 120)
+    centre = np.float32([0.1, -0.05, 3.0])
+    camera = pinhole()
+    fragments = mesh_rasterizer.rasterize(
+        jnp.asarray(vertices + centre), jnp.asarray(faces), camera, backend=backend
+    )
+    x, y = np.meshgrid(np.arange(64) + 0.5 - 32, np.arange(64) + 0.5 - 32)
+    rays = np.stack([x / 80, y / 80, np.ones_like(x)], -1)
+    a, b = (rays**2).sum(-1), rays @ centre
+    discriminant = b * b - a * (centre @ centre - 1)
+    # Inside the silhouette by more than the chords of the mesh cut off.
+    hit = discriminant > 0.05 * a
+    expected = (b - np.sqrt(np.where(hit, discriminant, 0))) / a
+    assert (np.asarray(fragments.face)[hit] >= 0).all()
+    assert (np.asarray(fragments.face)[discriminant < 0] == -1).all()
+    # Facets of 160 x 120 lie up to 1 - cos(pi / 160) = 2e-4 below the sphere, along a
+    # ray that meets them at worst at cos = 0.22.
+    np.testing.assert_allclose(fragments.depth[hit], expected[hit], atol=2e-3)
+
+
+@each_backend
+def test_shared_edges_are_covered_exactly_once(backend):
+    """A fan on the pixel grid: its edges pass through many pixel centres."""
+    angles = [(8, 0), (8, 8), (0, 8), (-8, 8), (-8, 0), (-8, -8), (0, -8), (8, -8)]
+    ring = np.float32([(16.5 + dx, 16.5 + dy, 1) for dx, dy in angles])
+    points = np.concatenate([np.float32([[16.5, 16.5, 1]]), ring])
+    faces = [(0, i + 1, (i + 1) % 8 + 1) for i in range(8)]
+    counts = np.zeros((32, 32), int)
+    for face in faces:
+        for corners in (face, face[::-1]):
+            counts += np.asarray(draw(points, [corners], backend).face) >= 0
+    # Twice: each face was drawn from both sides. Top-left: the first row and column
+    # of centres belong to the square, the last do not.
+    expected = np.zeros((32, 32), int)
+    expected[8:24, 8:24] = 2
+    np.testing.assert_array_equal(counts, expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31))
+@each_backend
+def test_triangulated_square_has_no_hole_and_no_overlap(backend, seed):
+    """Random inner points, among them slivers and points on pixel centres."""
+    random = np.random.default_rng(seed)
+    inner = random.uniform(4, 28, (2, 2)).astype(np.float32)
+    inner = np.where(random.random((2, 2)) < 0.5, np.floor(inner) + 0.5, inner)
+    (x, y), (u, v) = inner
+    square = [(2, 2), (30, 2), (30, 30), (2, 30)]
+    points = np.float32([(*p, 1) for p in [*square, (x, y)]])
+    faces = np.array([(0, 1, 4), (1, 2, 4), (2, 3, 4), (3, 0, 4)])
+    counts = sum(
+        (np.asarray(draw(points, faces[i : i + 1], backend).face) >= 0).astype(int)
+        for i in range(4)
+    )
+    expected = np.zeros((32, 32), int)
+    expected[2:30, 2:30] = 1
+    np.testing.assert_array_equal(counts, expected)
+
+
+@each_backend
+def test_barycentrics_sum_to_one_and_interpolate_positions(backend):
+    """Perspective-correct weights give back the ray that they were seen along."""
+    vertices, faces = sphere()
+    vertices = jnp.asarray(vertices + np.float32([0.2, 0.1, 2.5]))
+    camera = pinhole()
+    fragments = mesh_rasterizer.rasterize(
+        vertices, jnp.asarray(faces), camera, backend=backend
+    )
+    seen = np.asarray(fragments.face) >= 0
+    total = np.asarray(fragments.barycentric.sum(-1))
+    np.testing.assert_allclose(total[seen], 1.0, atol=1e-6)
+    assert (total[~seen] == 0).all() and np.isinf(fragments.depth[~seen]).all()
+    positions = mesh_rasterizer.interpolate(fragments, jnp.asarray(faces), vertices)
+    pixels, depth = camera.project(positions.reshape(-1, 3))
+    pixels = np.asarray(pixels).reshape(64, 64, 2)[seen]
+    rows, columns = np.nonzero(seen)
+    # Clipping to the triangle moves a point by at most the rounding of vertices,
+    # 1/512 pixel, more where the surface is seen edge on.
+    error = np.abs(pixels - np.stack([columns, rows], -1) - 0.5).max(-1)
+    assert error.max() < 0.02 and np.median(error) < 1e-4
+    np.testing.assert_allclose(
+        np.asarray(depth).reshape(64, 64)[seen], fragments.depth[seen], rtol=1e-5
+    )
+
+
+@each_backend
+def test_weights_halve_at_the_middle_in_space_not_in_the_image(backend):
+    vertices = jnp.asarray([[-1.0, -1.0, 1.0], [-1.0, 1.0, 1.0], [3.0, 0.0, 3.0]])
+    camera = cameras.pinhole(focal=32.0, width=65, height=65)
+    faces = jnp.asarray([[0, 1, 2]])
+    fragments = mesh_rasterizer.rasterize(vertices, faces, camera, backend=backend)
+    # Half way in space lies (1, 0, 2), seen at x = 32 * 0.5 + 32.5.
+    column = int(32 * 0.5 + 32.5 - 0.5)
+    np.testing.assert_allclose(
+        fragments.barycentric[32, column], [0.25, 0.25, 0.5], atol=1e-5
+    )
+    np.testing.assert_allclose(fragments.depth[32, column], 2.0, rtol=1e-5)
+
+
+@each_backend
+def test_ties_go_to_the_lower_index(backend):
+    points = [(0, 0, 1), (40, 0, 1), (0, 40, 1), (0, 0, 2), (40, 0, 2), (0, 40, 2)]
+    faces = [(3, 4, 5), (0, 1, 2), (0, 1, 2)]
+    face = np.asarray(draw(points, faces, backend).face)
+    assert set(np.unique(face)) == {-1, 1}
+
+
+@each_backend
+def test_faces_at_and_behind_the_near_plane_are_dropped(backend):
+    vertices = jnp.asarray([[-1.0, -1.0, 2.0], [1.0, -1.0, 2.0], [0.0, 1.0, 0.005]])
+    fragments = mesh_rasterizer.rasterize(
+        vertices, jnp.asarray([[0, 1, 2]]), pinhole(), backend=backend
+    )
+    assert (np.asarray(fragments.face) == -1).all()
+
+
+@each_backend
+@pytest.mark.parametrize(
+    ("axis", "bad"),
+    [(axis, bad) for axis in range(3) for bad in (np.nan, np.inf, -np.inf, -1e30)]
+    + [(0, 1e30), (1, 32769.0), (2, 0.0), (2, -1.0)],
+)
+def test_degenerate_vertices_draw_nothing_and_leave_the_rest(backend, axis, bad):
+    points = np.float32([(1, 1, 1), (31, 1, 1), (1, 31, 1), (9, 9, 0.5)])
+    faces = [(0, 1, 2), (0, 1, 3), (0, 0, 1), (1, 7, 2), (-1, 0, 1)]
+    good = draw(points, faces[:1], backend)
+    points[3, axis] = bad
+    both = draw(points, faces, backend)
+    np.testing.assert_array_equal(both.face, good.face)
+    np.testing.assert_array_equal(both.depth, good.depth)
+
+
+@each_backend
+def test_empty_meshes_and_images(backend):
+    empty = draw(np.zeros((0, 3)), np.zeros((0, 3)), backend, width=5, height=3)
+    assert empty.face.shape == (3, 5) and (np.asarray(empty.face) == -1).all()
+    assert draw(np.ones((3, 3)), [[0, 1, 2]], backend, width=0).face.shape == (32, 0)
+    one = draw(
+        [(0, 0, 1), (9, 0, 1), (0, 9, 1)], [[0, 1, 2]], backend, width=1, height=1
+    )
+    assert one.face.item() == 0
+
+
+def test_huge_images_are_refused():
+    with pytest.raises(ValueError, match="32768"):
+        draw(np.ones((3, 3)), [[0, 1, 2]], "reference", width=40000)
+
+
+@each_backend
+def test_gradients_match_finite_differences(backend):
+    """Depth in float64: away from silhouettes ids do not move under a small step."""
+    with jax.enable_x64(True):
+        vertices = jnp.asarray([[-3.0, -2.0, 2.0], [3.0, -2.5, 3.0], [0.2, 3.0, 4.0]])
+        faces, camera = jnp.asarray([[0, 1, 2]]), pinhole(16, 20.0)
+        weights = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16)))
+
+        def loss(vertices):
+            fragments = mesh_rasterizer.rasterize(
+                jnp.asarray(vertices), faces, camera, backend=backend
+            )
+            depth = jnp.where(fragments.face >= 0, fragments.depth, 0.0)
+            return jnp.sum(weights * (depth + jnp.sin(fragments.barycentric[..., 0])))
+
+        # Curvature of the loss times the step squared, and round-off over the step.
+        test_util.check_grads(loss, (vertices,), 1, ("rev",), 1e-5, 1e-5, 1e-5)
+
+
+@each_backend
+def test_gradients_are_finite_at_degenerate_triangles(backend):
+    points = jnp.asarray(
+        [(1.0, 1.0, 1.0), (31.0, 1.0, 1.0), (31.0, 1.002, 2.0), (1.0, 31.0, 1.0)]
+        + [(5.0, 5.0, 1.0), (5.0, 5.0, 1.0), (9.0, 9.0, -1.0), (jnp.nan, 0.0, 1.0)]
+    )
+    faces = jnp.asarray([(0, 1, 2), (0, 1, 3), (4, 5, 0), (0, 1, 6), (0, 1, 7)])
+
+    def loss(points):
+        fragments = mesh_rasterizer.rasterize_pixels(
+            points, faces, width=32, height=32, backend=backend
+        )
+        depth = jnp.where(fragments.face >= 0, fragments.depth, 0.0)
+        return jnp.sum(depth) + jnp.sum(fragments.barycentric**2)
+
+    assert np.isfinite(jax.grad(loss)(points)).all()
+
+
+@each_backend
+def test_vmap_equals_loop_and_jit_equals_eager(backend):
+    vertices, faces = sphere(16, 12)
+    faces = jnp.asarray(faces)
+    batch = jnp.stack(
+        [jnp.asarray(vertices) + jnp.asarray([x, 0.0, 3.0]) for x in (0, 1)]
+    )
+
+    def view(vertices):
+        return mesh_rasterizer.rasterize(
+            vertices, faces, pinhole(40), backend=backend
+        ).face
+
+    loop = jnp.stack([view(v) for v in batch])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(view))(batch), loop)
+
+
+def test_kernel_agrees_with_reference():
+    if not ffi.available("cpu"):
+        pytest.skip("the kernels are not built")
+    random = np.random.default_rng(3)
+    points = random.uniform(-20, 120, (120, 3)).astype(np.float32)
+    points[:, 2] = random.uniform(0.5, 3, 120)
+    faces = random.integers(0, 120, (200, 3))
+    kernel = draw(points, faces, "cpu", width=100, height=75)
+    reference = draw(points, faces, "reference", width=100, height=75)
+    different = np.asarray(kernel.face != reference.face)
+    # Coverage is exact in both; depths are float32, so that only faces which cross
+    # within round-off may be told apart differently.
+    np.testing.assert_array_equal(kernel.face < 0, reference.face < 0)
+    np.testing.assert_allclose(
+        kernel.depth[different], reference.depth[different], rtol=1e-5
+    )
+    assert different.mean() < 1e-3
