@@ -28,6 +28,13 @@ MEDIAPIPE_IRISES = {"right": slice(468, 473), "left": slice(473, 478)}
 OUTER_EYE_CORNERS = (36, 45)
 """iBUG indices of the subject's right and left outer eye corners."""
 
+IBUG_MIRROR: Int[np.ndarray, "68"] = np.array(
+    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
+    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
+    + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), 67, 66, 65]
+)
+"""The point on the other side of the face, for each iBUG point."""
+
 
 def ibug_from_mediapipe(
     points: Float[np.ndarray, "478 c"],

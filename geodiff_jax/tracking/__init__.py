@@ -1,0 +1,1 @@
+"""From photographs to tracks: find the face, then fit head and camera."""
