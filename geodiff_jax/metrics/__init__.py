@@ -1,0 +1,1 @@
+"""How good it is: measures on images, and the regions in which they count."""
