@@ -1,0 +1,47 @@
+"""A tracked head: what importers and trackers return, whatever they read."""
+
+import flax.struct
+import numpy as np
+
+from geodiff_jax.geometry.camera import Camera
+from geodiff_jax.head import model as head_model
+
+
+@flax.struct.dataclass
+class Track:
+    """Head parameters over frames, with the cameras that saw them."""
+
+    params: head_model.HeadParams
+    """Leading axis: frames."""
+    cameras: Camera
+    """Leading axis: views, the same for all frames; in the params' world."""
+    frame_ids: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    """Which frame of the recording each one is, ascending."""
+    head_version: str = flax.struct.field(pytree_node=False)
+    """`HeadModel.version` that gives the parameters their meaning."""
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return len(self.frame_ids)
+
+    def frame(self, index: int) -> head_model.HeadParams:
+        """Parameters of one frame, by its place in the track."""
+        fields = {name: value[index] for name, value in vars(self.params).items()}
+        return head_model.HeadParams(**fields)
+
+
+def check(track: Track, model: head_model.HeadModel) -> None:
+    """Raises ValueError where a track does not belong to a head, or to itself."""
+    if track.head_version != model.version:
+        raise ValueError(
+            f"Expected a track of the head {model.version}, got one of "
+            f"{track.head_version}; fit the recording again with this head."
+        )
+    for name, expected in vars(head_model.neutral(model)).items():
+        shape = np.shape(getattr(track.params, name))
+        if shape != (track.num_frames, *expected.shape):
+            raise ValueError(
+                f"Expected {name} of shape {(track.num_frames, *expected.shape)} in "
+                f"the track, got {shape}; fit the recording again."
+            )

@@ -1,0 +1,260 @@
+"""The fit of a head to frames of one person as a least-squares problem.
+
+Unknowns are poses, identity, expressions, lids and a smooth field of offsets; residuals
+compare landmarks and outline, and hold every unknown near its prior. Only the vertices
+that are compared enter.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import flatten_util
+from jaxtyping import Array, Float, Int
+
+from geodiff_jax.head import landmarks
+from geodiff_jax.head import model as head_model
+from geodiff_jax.tracking import least_squares, outline
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """Settings of the fit; all ours. Sigmas of image terms: outer-eye distances."""
+
+    focal_factor: float = 2.0
+    """Focal length over the larger side, where EXIF says nothing: a 50 mm lens on a
+    crop, between a phone's 1.5 and a studio's 2.7. It cannot be seen in landmarks."""
+    min_distance: float = 0.8
+    """Metres: a face that fills the frame is a crop rather than a lens in its face."""
+    landmark_sigma: float = 0.0075
+    jaw_sigma: float = 0.04
+    matte_sigma: float = 0.03
+    matte_reach: float = 0.12
+    """How far from the fitted head the matte's skin edge still attracts it."""
+    identity_sigma: float = 1.0
+    expression_sigma: float = 0.4
+    eyelid_sigma: float = 0.4
+    damped_expressions: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {
+            "eyeLook": 1e-3,
+            "eyeBlink": 1e-3,
+            "cheekPuff": 0.1,
+            "noseSneer": 0.15,
+            "jawForward": 0.1,
+            "tongueOut": 1e-3,
+        }
+    )
+    """Smaller sigmas by the beginning of a name: gaze and lids have unknowns of their
+    own, the others would stand in for identity."""
+    asymmetry_sigma: float = 0.15
+    """Of left minus right strength of a paired expression."""
+    bound_weight: float = 20.0
+    """Residual per unit by which a strength leaves [0, 1]."""
+    offset_amplitude: float = 0.002
+    """Metres, one standard deviation of the vertex offsets."""
+    offset_length: float = 0.02
+    """Metres over which offsets stay alike."""
+    max_yaw_degrees: float = 55.0
+    """Faces turned further are refused: half of the landmarks are then guesses."""
+    max_iterations: int = 40
+
+
+@flax.struct.dataclass
+class Unknowns:
+    """What is solved for; `t` frames of one person."""
+
+    rotation: Float[Array, "t 3"]
+    placement: Float[Array, "t 3"]
+    """x/z, y/z, log z of the head frame's origin in the camera."""
+    identity: Float[Array, " i"]
+    expression: Float[Array, "t e"]
+    eyelids: Float[Array, "t 2"]
+    field: Float[Array, "k 3"]
+    """Whitened offsets."""
+
+
+@flax.struct.dataclass
+class Problem:
+    """One solve's data; arrays only, so that all solves share a program."""
+
+    points: head_model.HeadModel
+    """The head at the corners of the landmarks, then at the outline's vertices."""
+    field_basis: Float[Array, "p k"]
+    barycentrics: Float[Array, "68 3"]
+    intrinsics: Float[Array, "t 4"]
+    found: Float[Array, "t 68 2"]
+    landmark_weights: Float[Array, "t 68"]
+    lines: outline.Lines
+    """With a leading frame axis."""
+    expression_weights: Float[Array, " e"]
+    left_minus_right: Float[Array, "s e"]
+    identity_weight: Float[Array, ""]
+    eyelid_weight: Float[Array, ""]
+    bound_weight: Float[Array, ""]
+
+
+def make_problem(
+    model: head_model.HeadModel,
+    basis: Float[np.ndarray, "v k"],
+    intrinsics: Float[np.ndarray, "4"],
+    ibug: Float[np.ndarray, "68 2"],
+    lines: outline.Lines,
+    config: FitConfig,
+) -> Problem:
+    """One photo's problem; `lines` is its outline as last seen."""
+    unit = float(np.linalg.norm(ibug[45] - ibug[36]))
+    weights = np.zeros(68)
+    weights[17:] = 1.0 / (config.landmark_sigma * unit)
+    corners = np.asarray(model.faces)[np.asarray(model.landmarks.faces)].ravel()
+    kept = np.concatenate([corners, lines.vertices])
+    names = model.expression_names
+    return Problem(
+        points=_cut(model, kept),
+        field_basis=basis[kept],
+        barycentrics=np.asarray(model.landmarks.barycentrics, np.float64),
+        intrinsics=intrinsics[None],
+        found=ibug[None].astype(np.float64),
+        landmark_weights=weights[None],
+        lines=outline.Lines(*(field[None] for field in lines)),
+        expression_weights=1.0 / _expression_sigmas(names, config),
+        left_minus_right=_left_minus_right(names) / config.asymmetry_sigma,
+        identity_weight=np.float64(1.0 / config.identity_sigma),
+        eyelid_weight=np.float64(1.0 / config.eyelid_sigma),
+        bound_weight=np.float64(config.bound_weight),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="max_iterations")
+def solve(
+    problem: Problem, start: Unknowns, free: Unknowns, *, max_iterations: int
+) -> Unknowns:
+    """Minimises the problem over the unknowns that are marked free."""
+    vector, unravel = flatten_util.ravel_pytree(start)
+    solution = least_squares.levenberg_marquardt(
+        lambda unknowns, data: _residuals(unravel(unknowns), data),
+        vector,
+        problem,
+        free=flatten_util.ravel_pytree(free)[0],
+        max_iterations=max_iterations,
+    )
+    return unravel(solution.unknowns)
+
+
+def params_of(unknowns: Unknowns) -> head_model.HeadParams:
+    """Parameters with a leading frame axis; joints of neck, jaw and eyes at rest."""
+    frames = unknowns.rotation.shape[0]
+    slopes, depth = unknowns.placement[:, :2], jnp.exp(unknowns.placement[:, 2:])
+    rest = jnp.zeros_like(unknowns.rotation)
+    return head_model.HeadParams(
+        identity=jnp.broadcast_to(
+            unknowns.identity, (frames, *unknowns.identity.shape)
+        ),
+        expression=unknowns.expression,
+        eyelids=unknowns.eyelids,
+        neck=rest,
+        jaw=rest,
+        eyes=jnp.stack([rest, rest], axis=1),
+        rotation=unknowns.rotation,
+        translation=jnp.concatenate([slopes * depth, depth], axis=1),
+    )
+
+
+@jax.jit
+def project(
+    model: head_model.HeadModel,
+    basis: Float[Array, "v k"],
+    unknowns: Unknowns,
+    intrinsics: Float[Array, "4"],
+) -> Float[Array, "v 2"]:
+    """Pixels of all vertices in the only frame."""
+    moved = head_model.with_offsets(model, basis @ unknowns.field)
+    points = head_model.vertices(moved, params_of(unknowns))
+    return _pixels(points, intrinsics[None])[0]
+
+
+def project_landmarks(
+    model: head_model.HeadModel,
+    params: head_model.HeadParams,
+    intrinsics: Float[np.ndarray, "4"],
+) -> Float[Array, "68 2"]:
+    """Pixels of iBUG 68 in the only frame."""
+    points = landmarks.positions(model, head_model.vertices(model, params))
+    return _pixels(points, intrinsics[None])[0]
+
+
+def _residuals(unknowns: Unknowns, problem: Problem) -> Float[Array, " r"]:
+    """Image terms, then priors; each in units of its sigma."""
+    frames = np.arange(len(problem.found))
+    moved = head_model.with_offsets(
+        problem.points, problem.field_basis @ unknowns.field
+    )
+    points = head_model.vertices(moved, params_of(unknowns))
+    corners = points[:, : 3 * 68].reshape(len(frames), 68, 3, 3)
+    marks = jnp.sum(corners * problem.barycentrics[..., None], axis=2)
+    seen = _pixels(marks, problem.intrinsics)
+    # Every frame poses the outline's vertices of all frames; each keeps its own.
+    outer = points[:, 3 * 68 :].reshape(len(frames), len(frames), -1, 3)
+    ends = _pixels(outer[frames, frames], problem.intrinsics)
+    lines = problem.lines
+    excess = jnp.sum(lines.normals * ends, axis=-1) - lines.targets
+    excess = jnp.where(lines.outer_only, jnp.maximum(excess, 0.0), excess)
+    strengths = jnp.concatenate([unknowns.expression, unknowns.eyelids], axis=1)
+    terms = [
+        (seen - problem.found) * problem.landmark_weights[..., None],
+        excess * lines.weights,
+        unknowns.identity * problem.identity_weight,
+        unknowns.expression * problem.expression_weights,
+        unknowns.expression @ problem.left_minus_right.T,
+        unknowns.eyelids * problem.eyelid_weight,
+        jnp.maximum(-strengths, 0.0) * problem.bound_weight,
+        jnp.maximum(strengths - 1.0, 0.0) * problem.bound_weight,
+        unknowns.field,
+    ]
+    return jnp.concatenate([term.ravel() for term in terms])
+
+
+def _pixels(
+    points: Float[Array, "t p 3"], intrinsics: Float[Array, "t 4"]
+) -> Float[Array, "t p 2"]:
+    focal, centre = intrinsics[:, None, :2], intrinsics[:, None, 2:]
+    return focal * points[..., :2] / points[..., 2:] + centre
+
+
+def _cut(
+    model: head_model.HeadModel, kept: Int[np.ndarray, " p"]
+) -> head_model.HeadModel:
+    """The head's shapes at a few vertices; its topology means nothing any more."""
+    return model.replace(
+        template=model.template[kept],
+        identity_basis=model.identity_basis[:, kept],
+        expression_basis=model.expression_basis[:, kept],
+        eyelid_basis=model.eyelid_basis[:, kept],
+        skinning_weights=model.skinning_weights[kept],
+        faces=np.zeros((0, 3), int),
+        uv=np.zeros((0, 2)),
+        uv_faces=np.zeros((0, 3), int),
+        regions={},
+    )
+
+
+def _expression_sigmas(
+    names: tuple[str, ...], config: FitConfig
+) -> Float[np.ndarray, " e"]:
+    sigmas = np.full(len(names), config.expression_sigma)
+    for beginning, sigma in config.damped_expressions.items():
+        sigmas[[name.startswith(beginning) for name in names]] = sigma
+    return sigmas
+
+
+def _left_minus_right(names: tuple[str, ...]) -> Float[np.ndarray, "s e"]:
+    """A row for each expression that comes for the left and for the right."""
+    index = {name: k for k, name in enumerate(names)}
+    lefts = [n for n in names if n.endswith("_L") and n[:-2] + "_R" in index]
+    rows = np.zeros((len(lefts), len(names)))
+    for row, name in zip(rows, lefts, strict=True):
+        row[index[name]], row[index[name[:-2] + "_R"]] = 1.0, -1.0
+    return rows

@@ -1,0 +1,64 @@
+"""Small vertex offsets with a Gaussian-process prior: what no basis vector can reach.
+
+Offsets at anchor points (the landmarks) are drawn from a zero-mean process with a
+squared-exponential kernel; every other vertex takes the process's expectation given
+the anchors, so the field is smooth, strongest at the face and zero far from it.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from geodiff_jax.head import model as head_model
+
+JITTER = 1e-3
+"""Share of independent variance: lips that touch make anchors coincide (ours)."""
+
+
+def field_basis(
+    model: head_model.HeadModel,
+    *,
+    amplitude: float,
+    length: float,
+) -> Float[np.ndarray, "v k"]:
+    """Offset of each vertex, in metres, for one standard deviation of each unknown.
+
+    The same for x, y and z. `amplitude` and `length` in metres. Eyeballs move as a
+    whole, so that they stay round.
+    """
+    vertices = np.asarray(model.template, np.float64)
+    anchors = _anchors(model)
+    covariance = _kernel(anchors, anchors, length) + JITTER * np.eye(len(anchors))
+    whitened = np.linalg.inv(np.linalg.cholesky(covariance))
+    basis = amplitude * _kernel(vertices, anchors, length) @ whitened.T
+    for name in ("left_eyeball", "right_eyeball"):
+        ball = np.asarray(model.regions[name])
+        if ball.any():
+            basis[ball] = basis[ball].mean(axis=0)
+    return basis
+
+
+def apply(
+    model: head_model.HeadModel, offsets: Float[np.ndarray, "v 3"]
+) -> head_model.HeadModel:
+    """The head with moved vertices, the eyes' joints moved along with the eyeballs."""
+    joints = np.array(model.joint_template)
+    for name, joint in (("left_eyeball", "left_eye"), ("right_eyeball", "right_eye")):
+        ball = np.asarray(model.regions[name])
+        if ball.any():
+            joints[head_model.JOINTS.index(joint)] += offsets[ball].mean(axis=0)
+    moved = head_model.with_offsets(model, offsets.astype(np.float32))
+    return moved.replace(joint_template=joints.astype(np.float32))
+
+
+def _anchors(model: head_model.HeadModel) -> Float[np.ndarray, "68 3"]:
+    marks = model.landmarks
+    corners: Int[np.ndarray, "68 3"] = np.asarray(model.faces)[np.asarray(marks.faces)]
+    points = np.asarray(model.template, np.float64)[corners]
+    return np.sum(points * np.asarray(marks.barycentrics)[..., None], axis=1)
+
+
+def _kernel(
+    a: Float[np.ndarray, "a 3"], b: Float[np.ndarray, "b 3"], length: float
+) -> Float[np.ndarray, "a b"]:
+    squared = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1) - 2.0 * a @ b.T
+    return np.exp(-0.5 * np.maximum(squared, 0.0) / length**2)
