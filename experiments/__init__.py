@@ -1,0 +1,1 @@
+"""Launches: flags and files around one call of the library. No mathematics."""

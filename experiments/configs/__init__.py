@@ -1,0 +1,1 @@
+"""Settings of the launches, each a `get_config("key=value,...")`."""
