@@ -20,7 +20,11 @@ from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PACKAGE_FOLDER = pathlib.Path("geodiff_jax", "render")
-FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math"
+FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math "
+    # Vector types lose may_alias as template arguments; nothing here aliases.
+    "-Wno-ignored-attributes"
+)
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 ISAS = {"baseline": ""}
 if platform.machine().lower() in ("x86_64", "amd64"):

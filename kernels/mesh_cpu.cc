@@ -119,9 +119,9 @@ ffi::Error MeshRasterize(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> points,
   Parallel parallel(pool);
   for (int64_t i = 0; i < batch; ++i) {
     Rasterize(parallel,
-              points.typed_data() + BroadcastOffset(i, image, points.dimensions()),
+              points.typed_data() + BroadcastOffset(i, image, points.dimensions(), 2),
               num_points,
-              faces.typed_data() + BroadcastOffset(i, image, faces.dimensions()),
+              faces.typed_data() + BroadcastOffset(i, image, faces.dimensions(), 2),
               num_faces, width, height, face->typed_data() + i * height * width);
   }
   return ffi::Error::Success();

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -30,7 +31,8 @@ class Parallel {
   int64_t num_workers() const { return num_threads_; }
 
   // Calls task(index, worker) once for every index in [0, num_tasks); `worker`
-  // names a scratch slot that no other running task holds.
+  // names a scratch slot that no other running task holds. Tasks may throw only for
+  // lack of memory: std::bad_alloc is what the caller gets.
   template <typename Task>
   void For(int64_t num_tasks, const Task& task) {
     int64_t helpers = num_tasks - 1;
@@ -57,6 +59,7 @@ class Parallel {
     int64_t num_tasks = 0;
     std::atomic<int64_t> next{0};
     std::atomic<int64_t> finished{0};
+    std::atomic<bool> failed{false};
     std::mutex mutex;
     std::condition_variable all_finished;
 
@@ -64,7 +67,11 @@ class Parallel {
       for (;;) {
         const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
         if (i >= num_tasks) return;
-        task(i, worker);
+        try {
+          task(i, worker);
+        } catch (...) {
+          failed.store(true, std::memory_order_relaxed);
+        }
         if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 == num_tasks) {
           std::lock_guard<std::mutex> lock(mutex);
           all_finished.notify_all();
@@ -77,6 +84,7 @@ class Parallel {
       all_finished.wait(lock, [this] {
         return finished.load(std::memory_order_acquire) == num_tasks;
       });
+      if (failed.load(std::memory_order_relaxed)) throw std::bad_alloc();
     }
   };
 
@@ -84,17 +92,17 @@ class Parallel {
   int64_t num_threads_;
 };
 
-// Where image number `index` of a batch lies in an operand, in elements. The last
-// two axes are one image's; leading axes are the result's or 1 (broadcast), which
-// is what jax.ffi's vmap_method="expand_dims" hands over.
-inline int64_t BroadcastOffset(int64_t index, xla::ffi::Span<const int64_t> result,
-                               xla::ffi::Span<const int64_t> operand) {
-  const size_t rank = operand.size();
-  int64_t stride = operand[rank - 2] * operand[rank - 1];
+// Where number `index` of a batch lies in an operand, in elements. The last `inner`
+// axes are one item's; leading axes are the batch's or 1 (broadcast), which is what
+// jax.ffi's vmap_method="expand_dims" hands over.
+inline int64_t BroadcastOffset(int64_t index, xla::ffi::Span<const int64_t> batch,
+                               xla::ffi::Span<const int64_t> operand, size_t inner) {
+  int64_t stride = 1;
+  for (size_t i = operand.size() - inner; i < operand.size(); ++i) stride *= operand[i];
   int64_t offset = 0;
-  for (size_t axis = rank - 2; axis-- > 0;) {
-    if (operand[axis] != 1) offset += index % result[axis] * stride;
-    index /= result[axis];
+  for (size_t axis = operand.size() - inner; axis-- > 0;) {
+    if (operand[axis] != 1) offset += index % batch[axis] * stride;
+    index /= batch[axis];
     stride *= operand[axis];
   }
   return offset;

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-TARGETS = ("mesh_rasterize",)
+TARGETS = ("mesh_rasterize", "splat_forward", "splat_backward")
 BACKENDS = (None, "reference", "cpu")
 
 

@@ -1,0 +1,272 @@
+"""Differentiable Gaussian splatting: any channels, any batch of cameras.
+
+`splat_arrays` is the operation, on plain arrays; `splat` feeds it our pytrees. The
+conventions are gsplat 1.6's. This module needs jax and numpy only.
+"""
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geodiff_jax.render import ffi, splatting_reference
+
+if TYPE_CHECKING:
+    from geodiff_jax.gaussians import model
+    from geodiff_jax.geometry import camera as cameras
+
+
+class Splat(NamedTuple):
+    """A rendered view, or a batch with leading axes `*b`."""
+
+    image: jax.Array
+    """(*b, h, w, c) blended features over the background."""
+    alpha: jax.Array
+    """(*b, h, w) coverage in [0, 1)."""
+    depth: jax.Array | None
+    """(*b, h, w) metres along the camera's z axis, if asked for."""
+
+
+def splat(
+    gaussians: "model.Gaussians",
+    features: jax.Array,
+    camera: "cameras.Camera",
+    *,
+    background: jax.Array | None = None,
+    near: float = 0.01,
+    antialiased: bool = False,
+    depth: str | None = None,
+    backend: str | None = None,
+) -> Splat:
+    """Renders features (n, c) of Gaussians through one camera or a batch of them.
+
+    Options as in `splat_arrays`. Gaussians that are not alive are not drawn.
+    """
+    opacities = jax.nn.sigmoid(gaussians.opacity_logits)
+    return splat_arrays(
+        gaussians.means,
+        gaussians.quaternions,
+        jnp.exp(gaussians.log_scales),
+        jnp.where(gaussians.alive, opacities, 0.0),
+        features,
+        camera.camera_from_world.as_matrix()[..., :3, :],
+        camera.intrinsics,
+        width=camera.width,
+        height=camera.height,
+        background=background,
+        near=near,
+        antialiased=antialiased,
+        depth=depth,
+        backend=backend,
+    )
+
+
+def splat_arrays(
+    means: jax.Array,
+    quaternions: jax.Array,
+    scales: jax.Array,
+    opacities: jax.Array,
+    features: jax.Array,
+    camera_from_world: jax.Array,
+    intrinsics: jax.Array,
+    *,
+    width: int,
+    height: int,
+    background: jax.Array | None = None,
+    near: float = 0.01,
+    antialiased: bool = False,
+    depth: str | None = None,
+    backend: str | None = None,
+) -> Splat:
+    """Blends Gaussians front to back; differentiable in every array.
+
+    Args:
+      means: (n, 3) centres in the world.
+      quaternions: (n, 4) wxyz, of any length but 0.
+      scales: (n, 3) standard deviations along the axes, linear.
+      opacities: (n,) in (0, 1], linear; below 1/255 nothing is drawn.
+      features: (n, c), finite; colours or anything else, any number of channels.
+      camera_from_world: (*b, 3, 4) OpenCV poses (x right, y down, z forward).
+      intrinsics: (*b, 4) fx, fy, cx, cy in pixels; pixel centres are at +0.5.
+      width: of the images, pixels.
+      height: of the images, pixels.
+      background: (c,) what shows through; zeros by default.
+      near: Gaussians with centres at z < near are culled.
+      antialiased: dims splats by what the blur of 0.3 px^2 adds to their area.
+      depth: None, "accumulated" (sum of weight times z) or "expected" (that over
+        alpha).
+      backend: None chooses by platform; "cpu" or "reference" insist.
+
+    Culled Gaussians (behind, too faint, not finite, off the image) have exactly zero
+    gradients. Kernels compute in float32; float64 means run the jnp reference, unless
+    backend is "cpu". Reverse mode only, except for backend "reference".
+    """
+    if depth not in (None, "accumulated", "expected"):
+        raise ValueError(
+            f'depth must be None, "accumulated" or "expected", got {depth!r}.'
+        )
+    means = jnp.asarray(means)
+    background = jnp.zeros(features.shape[1:]) if background is None else background
+    _check_shapes(
+        means=(means, (None, 3)),
+        quaternions=(quaternions, (means.shape[0], 4)),
+        scales=(scales, (means.shape[0], 3)),
+        opacities=(opacities, (means.shape[0],)),
+        features=(features, (means.shape[0], None)),
+        background=(background, features.shape[1:]),
+        camera_from_world=(camera_from_world, (*intrinsics.shape[:-1], 3, 4)),
+        intrinsics=(intrinsics, (*camera_from_world.shape[:-2], 4)),
+    )
+    batch = intrinsics.shape[:-1]
+    exact = means.dtype == jnp.float64 and backend != "cpu"
+    operands = [
+        jnp.asarray(x, jnp.float64 if exact else jnp.float32)
+        for x in (
+            means,
+            quaternions,
+            scales,
+            opacities,
+            features,
+            camera_from_world.reshape(-1, 3, 4),
+            intrinsics.reshape(-1, 4),
+            background,
+        )
+    ]
+    options = _Options(width, height, float(near), antialiased, depth is not None)
+    if exact or backend == "reference":
+        image, alpha, weighted = _reference(options, *operands)
+    else:
+        image, alpha, weighted = _splat(options, backend, *operands)
+    return Splat(
+        image.reshape(*batch, height, width, features.shape[1]),
+        alpha.reshape(*batch, height, width),
+        _depth(weighted, alpha, depth, (*batch, height, width)),
+    )
+
+
+class _Options(NamedTuple):
+    width: int
+    height: int
+    near: float
+    antialiased: bool
+    has_depth: bool
+
+
+def _check_shapes(**arrays: tuple[jax.Array, tuple[int | None, ...]]) -> None:
+    for name, (array, expected) in arrays.items():
+        shape = tuple(array.shape)
+        if len(shape) != len(expected) or any(
+            e is not None and s != e for s, e in zip(shape, expected, strict=True)
+        ):
+            wanted = tuple("any" if e is None else e for e in expected)
+            raise ValueError(f"Expected {name} of shape {wanted}, got {shape}.")
+
+
+def _depth(
+    weighted: jax.Array, alpha: jax.Array, kind: str | None, shape: tuple[int, ...]
+) -> jax.Array | None:
+    if kind is None:
+        return None
+    if kind == "expected":
+        weighted = weighted / jnp.maximum(alpha, 1e-10)
+    return weighted.reshape(shape)
+
+
+def _forward(
+    options: _Options, backend: str | None, *operands: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return ffi.dispatch(
+        *operands,
+        backend=backend,
+        cpu=functools.partial(_forward_cpu, options),
+        reference=functools.partial(_reference, options),
+    )
+
+
+def _forward_rule(
+    options: _Options, backend: str | None, *operands: jax.Array
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    return _forward(options, backend, *operands), operands
+
+
+def _backward_rule(
+    options: _Options,
+    backend: str | None,
+    operands: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, ...],
+) -> tuple[jax.Array, ...]:
+    return ffi.dispatch(
+        operands,
+        cotangents,
+        backend=backend,
+        cpu=functools.partial(_backward_cpu, options),
+        reference=functools.partial(_backward_reference, options),
+    )
+
+
+_splat = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
+_splat.defvjp(_forward_rule, _backward_rule)
+
+
+def _depth_shape(options: _Options, batch: int) -> tuple[int, int, int]:
+    """Empty if nobody asked for depth: the kernels take the hint."""
+    if options.has_depth:
+        return batch, options.height, options.width
+    return batch, 0, 0
+
+
+def _forward_cpu(
+    options: _Options, *operands: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    batch, channels = operands[5].shape[0], operands[4].shape[1]
+    size = (batch, options.height, options.width)
+    shapes = ((*size, channels), size, _depth_shape(options, batch))
+    image, alpha, depth = ffi.call(
+        "splat_forward",
+        [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
+        *operands,
+        near=np.float32(options.near),
+        antialiased=options.antialiased,
+    )
+    return image, alpha, depth
+
+
+def _backward_cpu(
+    options: _Options,
+    operands: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, ...],
+) -> tuple[jax.Array, ...]:
+    return tuple(
+        ffi.call(
+            "splat_backward",
+            [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in operands],
+            *operands,
+            *cotangents,
+            near=np.float32(options.near),
+            antialiased=options.antialiased,
+        )
+    )
+
+
+def _reference(
+    options: _Options, *operands: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    image, alpha, depth = splatting_reference.splat(
+        *operands,
+        width=options.width,
+        height=options.height,
+        near=options.near,
+        antialiased=options.antialiased,
+    )
+    return image, alpha, depth if options.has_depth else depth[:, :0, :0]
+
+
+def _backward_reference(
+    options: _Options,
+    operands: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, ...],
+) -> tuple[jax.Array, ...]:
+    _, vjp = jax.vjp(functools.partial(_reference, options), *operands)
+    return vjp(cotangents)
