@@ -16,7 +16,6 @@ import numpy as np
 from jax import flatten_util
 from jaxtyping import Array, Float, Int
 
-from geodiff_jax.head import landmarks
 from geodiff_jax.head import model as head_model
 from geodiff_jax.tracking import least_squares, outline
 
@@ -145,7 +144,7 @@ def solve(
 
 
 def params_of(unknowns: Unknowns) -> head_model.HeadParams:
-    """Parameters with a leading frame axis; joints of neck, jaw and eyes at rest."""
+    """Parameters with a leading frame axis; neck, jaw and eyes at rest."""
     frames = unknowns.rotation.shape[0]
     slopes, depth = unknowns.placement[:, :2], jnp.exp(unknowns.placement[:, 2:])
     rest = jnp.zeros_like(unknowns.rotation)
@@ -164,26 +163,9 @@ def params_of(unknowns: Unknowns) -> head_model.HeadParams:
 
 
 @jax.jit
-def project(
-    model: head_model.HeadModel,
-    basis: Float[Array, "v k"],
-    unknowns: Unknowns,
-    intrinsics: Float[Array, "4"],
-) -> Float[Array, "v 2"]:
-    """Pixels of all vertices in the only frame."""
-    moved = head_model.with_offsets(model, basis @ unknowns.field)
-    points = head_model.vertices(moved, params_of(unknowns))
-    return _pixels(points, intrinsics[None])[0]
-
-
-def project_landmarks(
-    model: head_model.HeadModel,
-    params: head_model.HeadParams,
-    intrinsics: Float[np.ndarray, "4"],
-) -> Float[Array, "68 2"]:
-    """Pixels of iBUG 68 in the only frame."""
-    points = landmarks.positions(model, head_model.vertices(model, params))
-    return _pixels(points, intrinsics[None])[0]
+def vertices(model: head_model.HeadModel, unknowns: Unknowns) -> Float[Array, "t v 3"]:
+    """All vertices in the cameras, without offsets."""
+    return head_model.vertices(model, params_of(unknowns))
 
 
 def _residuals(unknowns: Unknowns, problem: Problem) -> Float[Array, " r"]:

@@ -5,7 +5,7 @@ All but gaze are one damped least-squares problem that frees more and more unkno
 it is compiled once.
 """
 
-import functools
+import dataclasses
 
 import flax.struct
 import jax
@@ -15,12 +15,13 @@ from jaxtyping import Array, Float
 from scipy.spatial import transform
 
 from geodiff_jax.geometry import camera as cameras
-from geodiff_jax.geometry import mesh
 from geodiff_jax.head import landmarks, track
 from geodiff_jax.head import model as head_model
 from geodiff_jax.io import images
 from geodiff_jax.tracking import detect, energy, gaze, offsets, outline
 from geodiff_jax.tracking.energy import FitConfig as FitConfig
+
+_normalized_error = jax.jit(landmarks.normalized_error)
 
 OUTER_EYE_METRES = 0.09
 """Distance between the outer eye corners of a usual adult."""
@@ -66,32 +67,42 @@ def fit(
     """
     config = config or FitConfig()
     focal = _focal(photo, detection, config)
-    intrinsics = np.array([focal, focal, photo.width / 2, photo.height / 2])
+    view = _View(
+        photo=photo,
+        detection=detection,
+        intrinsics=np.array([focal, focal, photo.width / 2, photo.height / 2]),
+        model=jax.tree.map(_widen, model),
+        basis=offsets.field_basis(
+            model, amplitude=config.offset_amplitude, length=config.offset_length
+        ),
+        config=config,
+    )
     # Pixels squared over hundreds of unknowns: normal equations want 64 bits.
     with jax.enable_x64(True):
-        wide = jax.tree.map(_widen, model)
-        basis = offsets.field_basis(
-            model, amplitude=config.offset_amplitude, length=config.offset_length
-        )
-        solver = functools.partial(
-            _solve_with_outline, wide, photo, detection, basis, intrinsics, config
-        )
-        start = _start(model, detection.ibug, intrinsics, basis.shape[1])
-        posed = solver(start, stage=0)
+        posed = _solve_stage(view, _start(view), stage=0)
         _check_yaw(posed, config)
-        shaped = solver(posed, stage=1)
-        solved = solver(shaped, stage=2)
-        without = energy.project_landmarks(wide, energy.params_of(shaped), intrinsics)
-        field = basis @ np.asarray(solved.field)
-    head = offsets.apply(model, field)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(x[0], jnp.float32), energy.params_of(solved)
-    )
-    camera = cameras.pinhole(focal=focal, width=photo.width, height=photo.height)
+        shaped = _solve_stage(view, posed, stage=1)
+        solved = _solve_stage(view, shaped, stage=2)
+        before, after = _vertices(view, shaped), _vertices(view, solved)
+    field = view.basis @ np.asarray(solved.field)
+    params = jax.tree.map(lambda x: np.array(x[0]), energy.params_of(solved))
     if detection.irises is not None:
-        params = params.replace(eyes=gaze.eyes(head, params, camera, detection.irises))
-    narrow = functools.partial(jnp.asarray, dtype=jnp.float32)
-    return _result(head, params, camera, *map(narrow, (field, detection.ibug, without)))
+        params = params.replace(eyes=_gaze(view, params, after, field))
+    found, projected = detection.ibug, _pixels(view, _at_marks(model, after))
+    without = _pixels(view, _at_marks(model, before))
+    return Fit(
+        head=offsets.apply(model, field),
+        params=jax.tree.map(_narrow, params),
+        camera=cameras.pinhole(focal=focal, width=photo.width, height=photo.height),
+        offsets=_narrow(field),
+        found=_narrow(found),
+        projected=_narrow(projected),
+        landmark_nme=_error(projected, found),
+        landmark_nme_without_offsets=_error(without, found),
+        offsets_rms=float(np.sqrt(np.mean(np.sum(_at_marks(model, field) ** 2, -1)))),
+        offsets_max=float(np.linalg.norm(field, axis=-1).max()),
+        yaw_radians=_yaw(params.rotation),
+    )
 
 
 def to_track(result: Fit) -> track.Track:
@@ -104,6 +115,18 @@ def to_track(result: Fit) -> track.Track:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """What all stages share; float64."""
+
+    photo: images.Photo
+    detection: detect.Detection
+    intrinsics: Float[np.ndarray, "4"]
+    model: head_model.HeadModel
+    basis: Float[np.ndarray, "v k"]
+    config: FitConfig
+
+
 def _focal(
     photo: images.Photo, detection: detect.Detection, config: FitConfig
 ) -> float:
@@ -111,82 +134,137 @@ def _focal(
     if photo.focal_pixels is not None:
         return photo.focal_pixels
     right, left = detection.ibug[list(landmarks.OUTER_EYE_CORNERS)]
-    unit = float(np.linalg.norm(left - right))
-    nearest = config.min_distance * unit / OUTER_EYE_METRES
-    return max(config.focal_factor * max(photo.width, photo.height), nearest)
+    nearest = config.min_distance * np.linalg.norm(left - right) / OUTER_EYE_METRES
+    return max(config.focal_factor * max(photo.width, photo.height), float(nearest))
 
 
-def _start(
-    model: head_model.HeadModel,
-    ibug: Float[np.ndarray, "68 2"],
-    intrinsics: Float[np.ndarray, "4"],
-    num_field: int,
-) -> energy.Unknowns:
+def _start(view: _View) -> energy.Unknowns:
     """Pose by scaled orthography (POS: DeMenthon and Davis, 1995), all else neutral."""
-    marks = np.asarray(landmarks.positions(model, model.template), np.float64)[17:]
-    seen = ibug[17:]
+    marks = _at_marks(view.model, view.model.template)[17:]
+    seen = view.detection.ibug[17:]
     affine = np.linalg.lstsq(marks - marks.mean(0), seen - seen.mean(0), rcond=None)[0]
     left, scales, right = np.linalg.svd(affine.T, full_matrices=False)
     rows = left @ right
     rotation = np.stack([*rows, np.cross(*rows)])
-    depth = intrinsics[0] / scales.mean()
-    ray = np.append((seen.mean(0) - intrinsics[2:]) / intrinsics[:2], 1.0)
-    origin = depth * ray - rotation @ marks.mean(0)
+    focal, centre = view.intrinsics[:2], view.intrinsics[2:]
+    ray = np.append((seen.mean(0) - centre) / focal, 1.0)
+    origin = focal[0] / scales.mean() * ray - rotation @ marks.mean(0)
     return energy.Unknowns(
         rotation=transform.Rotation.from_matrix(rotation).as_rotvec()[None],
         placement=np.array([[*(origin[:2] / origin[2]), np.log(origin[2])]]),
-        identity=np.zeros(len(model.identity_names)),
-        expression=np.zeros((1, len(model.expression_names))),
+        identity=np.zeros(len(view.model.identity_names)),
+        expression=np.zeros((1, len(view.model.expression_names))),
         eyelids=np.zeros((1, 2)),
-        field=np.zeros((num_field, 3)),
+        field=np.zeros((view.basis.shape[1], 3)),
     )
 
 
-# Unknowns that each stage frees, and how often it looks for the outline anew.
+# Unknowns that each stage frees, and how often it looks at the outline; the second
+# stage begins without, since the first outline of an average head misleads.
 _STAGES = (
-    (("rotation", "placement"), 0),
-    (("rotation", "placement", "identity", "expression", "eyelids"), 4),
-    (("rotation", "placement", "identity", "expression", "eyelids", "field"), 2),
+    (("rotation", "placement"), (False,)),
+    (
+        ("rotation", "placement", "identity", "expression", "eyelids"),
+        (False, True, True, True),
+    ),
+    (
+        ("rotation", "placement", "identity", "expression", "eyelids", "field"),
+        (True, True),
+    ),
 )
 
 
-def _solve_with_outline(
-    model: head_model.HeadModel,
-    photo: images.Photo,
-    detection: detect.Detection,
-    basis: Float[np.ndarray, "v k"],
-    intrinsics: Float[np.ndarray, "4"],
-    config: FitConfig,
-    start: energy.Unknowns,
-    *,
-    stage: int,
-) -> energy.Unknowns:
+def _solve_stage(view: _View, start: energy.Unknowns, *, stage: int) -> energy.Unknowns:
     """Alternates between the outline's lines and the unknowns of one stage."""
     names, rounds = _STAGES[stage]
-    free = energy.Unknowns(
-        **{k: np.full(np.shape(v), k in names) for k, v in vars(start).items()}
-    )
+    free = {k: np.full(np.shape(v), k in names) for k, v in vars(start).items()}
     solved = start
-    for round_ in range(max(rounds, 1)):
-        lines = outline.nothing()
-        if rounds and (stage > 1 or round_ > 0):
-            lines = outline.lines(
-                model,
-                energy.project(model, basis, solved, intrinsics),
-                detection.ibug,
-                detection.matte,
-                photo.rgb,
-                jaw_sigma=config.jaw_sigma,
-                matte_sigma=config.matte_sigma,
-                matte_reach=config.matte_reach,
-            )
+    for with_outline in rounds:
+        lines = _outline(view, solved) if with_outline else outline.nothing()
         problem = energy.make_problem(
-            model, basis, intrinsics, detection.ibug, lines, config
+            view.model,
+            view.basis,
+            view.intrinsics,
+            view.detection.ibug,
+            lines,
+            view.config,
         )
         solved = energy.solve(
-            problem, solved, free, max_iterations=config.max_iterations
+            problem,
+            solved,
+            energy.Unknowns(**free),
+            max_iterations=view.config.max_iterations,
         )
     return solved
+
+
+def _outline(view: _View, unknowns: energy.Unknowns) -> outline.Lines:
+    config = view.config
+    return outline.lines(
+        view.model,
+        _pixels(view, _vertices(view, unknowns)),
+        view.detection.ibug,
+        view.detection.matte,
+        view.photo.rgb,
+        jaw_sigma=config.jaw_sigma,
+        matte_sigma=config.matte_sigma,
+        matte_reach=config.matte_reach,
+    )
+
+
+def _vertices(view: _View, unknowns: energy.Unknowns) -> Float[np.ndarray, "v 3"]:
+    """In the camera frame, eyes at rest."""
+    moved = head_model.with_offsets(view.model, view.basis @ np.asarray(unknowns.field))
+    return np.asarray(energy.vertices(moved, unknowns))[0]
+
+
+def _pixels(view: _View, points: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 2"]:
+    return view.intrinsics[:2] * points[:, :2] / points[:, 2:] + view.intrinsics[2:]
+
+
+def _at_marks(
+    model: head_model.HeadModel, values: Float[np.ndarray, "v 3"]
+) -> Float[np.ndarray, "68 3"]:
+    return _embedded(model, model.landmarks, values)
+
+
+def _embedded(
+    model: head_model.HeadModel,
+    marks: head_model.LandmarkEmbedding,
+    values: Float[np.ndarray, "v 3"],
+) -> Float[np.ndarray, "k 3"]:
+    """Vertex values at points of the surface, without a compilation."""
+    corners = np.asarray(values)[np.asarray(model.faces)[np.asarray(marks.faces)]]
+    return np.sum(corners * np.asarray(marks.barycentrics)[..., None], axis=1)
+
+
+def _error(
+    projected: Float[np.ndarray, "68 2"], found: Float[np.ndarray, "68 2"]
+) -> float:
+    return float(_normalized_error(_narrow(projected), _narrow(found)))
+
+
+def _gaze(
+    view: _View,
+    params: head_model.HeadParams,
+    vertices: Float[np.ndarray, "v 3"],
+    field: Float[np.ndarray, "v 3"],
+) -> Float[np.ndarray, "2 3"]:
+    """Eyes that look where the irises were found."""
+    moved = offsets.apply(view.model, field)
+    first = head_model.JOINTS.index("left_eye")
+    shift = np.tensordot(params.identity, view.model.joint_identity_basis, axes=1)
+    joints = (moved.joint_template + shift)[first : first + 2]
+    rotation = transform.Rotation.from_rotvec(params.rotation).as_matrix()
+    irises = view.detection.irises
+    assert irises is not None
+    slopes = (irises - view.intrinsics[2:]) / view.intrinsics[:2]
+    return gaze.eyes(
+        joints @ rotation.T + params.translation,
+        _embedded(view.model, view.model.irises, vertices),
+        np.concatenate([slopes, np.ones((2, 1))], axis=1),
+        rotation,
+    )
 
 
 def _check_yaw(unknowns: energy.Unknowns, config: FitConfig) -> None:
@@ -204,38 +282,10 @@ def _yaw(rotation: Float[np.ndarray, "3"]) -> float:
     return float(np.arctan2(forward[0], -forward[2]))
 
 
-def _result(
-    head: head_model.HeadModel,
-    params: head_model.HeadParams,
-    camera: cameras.Camera,
-    field: Float[Array, "v 3"],
-    found: Float[Array, "68 2"],
-    without: Float[Array, "68 2"],
-) -> Fit:
-    posed = landmarks.positions(head, head_model.vertices(head, params))
-    projected = camera.project(posed)[0]
-    at_landmarks = mesh.interpolate(
-        field,
-        head.faces,
-        head.landmarks.faces,
-        head.landmarks.barycentrics,
-    )
-    rms = float(jnp.sqrt(jnp.mean(jnp.sum(at_landmarks[17:] ** 2, axis=-1))))
-    return Fit(
-        head=head,
-        params=params,
-        camera=camera,
-        offsets=field,
-        found=found,
-        projected=projected,
-        landmark_nme=float(landmarks.normalized_error(projected, found)),
-        landmark_nme_without_offsets=float(landmarks.normalized_error(without, found)),
-        offsets_rms=rms,
-        offsets_max=float(jnp.linalg.norm(field, axis=-1).max()),
-        yaw_radians=_yaw(np.array(params.rotation)),
-    )
-
-
-def _widen(array: Array) -> Array:
+def _widen(array: Array) -> np.ndarray:
     wide = np.issubdtype(np.asarray(array).dtype, np.floating)
-    return np.asarray(array, np.float64) if wide else np.asarray(array)
+    return np.asarray(array, np.float64 if wide else None)
+
+
+def _narrow(array: np.ndarray) -> Array:
+    return jnp.asarray(array, jnp.float32)

@@ -46,8 +46,11 @@ def apply(
         ball = np.asarray(model.regions[name])
         if ball.any():
             joints[head_model.JOINTS.index(joint)] += offsets[ball].mean(axis=0)
-    moved = head_model.with_offsets(model, offsets.astype(np.float32))
-    return moved.replace(joint_template=joints.astype(np.float32))
+    moved = np.asarray(model.template) + offsets
+    kind = model.template.dtype
+    return model.replace(
+        template=moved.astype(kind), joint_template=joints.astype(kind)
+    )
 
 
 def _anchors(model: head_model.HeadModel) -> Float[np.ndarray, "68 3"]:
