@@ -1,0 +1,39 @@
+# Both doors: `make demo` runs the main job, `make test` the tests. Each makes its own
+# virtual environment first; it is made again when what it is made of changes.
+
+PYTHON ?= python3
+VENV := .venv-$(notdir $(PYTHON))
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard kernels/*.h kernels/*.cc kernels/*.cu)
+PIP := $(BIN)/python -m pip install --quiet
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m experiments.create_avatar --output_dir=output/astronaut
+
+test: $(VENV)/tested
+	$(PYTEST)
+
+test-slow: $(VENV)/tested
+	$(PYTEST) -m slow
+
+lint: $(VENV)/tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf .venv-* build *.egg-info
+
+$(VENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	# Without build isolation: jax is fetched once, and the kernels meet its own headers.
+	$(PIP) setuptools wheel "jax>=0.10,<0.12"
+	$(PIP) --no-build-isolation --editable ".[portrait]"
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(PIP) --no-build-isolation --editable ".[portrait,test]"
+	touch $@
