@@ -73,11 +73,6 @@ class Detection:
     warnings: tuple[str, ...]
     """What the user should know, one sentence each."""
 
-    @property
-    def face_size(self) -> float:
-        """Geometric mean of the box's sides, pixels."""
-        return float(np.sqrt(np.prod(self.box[2:] - self.box[:2])))
-
 
 @dataclasses.dataclass(frozen=True)
 class _Face:
@@ -105,8 +100,9 @@ def detect(
         face = _read_landmarks(landmarks_file, width=photo.width, height=photo.height)
     else:
         face = _mesh_face(image) if usable else _average_face(image)
+    _check_size(face.box)
     matte, source, notes = _matte(photo, image, face.box, usable=usable)
-    detection = Detection(
+    return Detection(
         box=face.box,
         ibug=face.ibug,
         irises=face.irises,
@@ -117,12 +113,20 @@ def detect(
         degraded=face.source == "average face" or source == "ellipse",
         warnings=face.warnings + notes,
     )
-    if detection.face_size < MIN_FACE_PIXELS:
+
+
+def face_size(box: Float[np.ndarray, "4"]) -> float:
+    """Geometric mean of a box's sides, pixels."""
+    return float(np.sqrt(np.prod(box[2:] - box[:2])))
+
+
+def _check_size(box: Float[np.ndarray, "4"]) -> None:
+    size = face_size(box)
+    if size < MIN_FACE_PIXELS:
         raise ValueError(
             f"Expected a face of at least {MIN_FACE_PIXELS} pixels, got one of "
-            f"{detection.face_size:.0f}; use a larger photo."
+            f"{size:.0f}; use a larger photo."
         )
-    return detection
 
 
 def _over_white(photo: images.Photo) -> Float[np.ndarray, "h w 3"]:
@@ -327,7 +331,7 @@ def _average_face(image: Float[np.ndarray, "h w 3"]) -> _Face:
     )
     boxes = _distinct(
         [
-            np.array([f["c"], f["r"], f["c"] + f["width"], f["r"] + f["height"]])
+            np.array([f["c"], f["r"], f["c"] + f["width"], f["r"] + f["height"]], float)
             for f in found
         ]
     )
@@ -336,6 +340,8 @@ def _average_face(image: Float[np.ndarray, "h w 3"]) -> _Face:
             "Found no face in the photo; install mediapipe with `pip install "
             "'geodiff_jax[portrait]'`, or use one that shows a face from the front."
         )
+    # The cascade also sees small faces where there are none.
+    large = [box for box in boxes if face_size(box) > 0.7 * face_size(boxes[0])]
     left, top, right, _ = boxes[0] / scale
     size = right - left
     # The cascade's box against eyes: measured on five portraits.
@@ -349,7 +355,7 @@ def _average_face(image: Float[np.ndarray, "h w 3"]) -> _Face:
         _bounds(ibug),
         ibug,
         source="average face",
-        warnings=(note, *_several(len(boxes))),
+        warnings=(note, *_several(len(large))),
     )
 
 
@@ -358,7 +364,7 @@ def _read_landmarks(path: str | os.PathLike, *, width: int, height: int) -> _Fac
     source = pathlib.Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"There is no landmarks file at {source}.")
-    form = '{"ibug68": [[x, y], ... 68 times]} in pixels of the upright photo'
+    form = '{"ibug68": a list of 68 [x, y]} in pixels of the upright photo'
     try:
         content = json.loads(source.read_bytes())
         ibug = np.array(content["ibug68"], np.float64)

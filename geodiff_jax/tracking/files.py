@@ -11,8 +11,8 @@ import pathlib
 import zipfile
 from typing import Any
 
-import jaxlie
 import jax.numpy as jnp
+import jaxlie
 import numpy as np
 
 from geodiff_jax.geometry.camera import Camera
@@ -33,9 +33,7 @@ def save(
         "width": camera.width,
         "height": camera.height,
         "head_version": result.head.version,
-        "params": {
-            name: _plain(value) for name, value in vars(result.params).items()
-        },
+        "params": {name: _plain(value) for name, value in vars(result.params).items()},
         "names": {
             "identity": list(result.head.identity_names),
             "expression": list(result.head.expression_names),
@@ -57,7 +55,9 @@ def save(
                 offsets=np.asarray(result.offsets),
                 matte=detection.matte.astype(np.float16),
                 box=detection.box,
-                irises=np.zeros((0, 2)) if detection.irises is None else detection.irises,
+                irises=np.zeros((0, 2))
+                if detection.irises is None
+                else detection.irises,
             )
     atomic.write_text(path / "fit.json", json.dumps(content, indent=1))
 
@@ -88,6 +88,7 @@ def load(
         raise ValueError(_damaged(path, error)) from error
 
 
+_NO_IRISES = np.zeros((0, 2))
 _FIGURES = (
     "landmark_nme",
     "landmark_nme_without_offsets",
