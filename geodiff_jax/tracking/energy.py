@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import flatten_util
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from geodiff_jax.head import model as head_model
 from geodiff_jax.tracking import least_squares, outline
@@ -109,35 +109,44 @@ def make_problem(
     weights = np.zeros(68)
     weights[17:] = 1.0 / (config.landmark_sigma * unit)
     corners = np.asarray(model.faces)[np.asarray(model.landmarks.faces)].ravel()
-    kept = np.concatenate([corners, lines.vertices])
+    kept = jnp.asarray(np.concatenate([corners, lines.vertices]))
     names = model.expression_names
+    arrays = {
+        "field_basis": basis[kept],
+        "barycentrics": np.asarray(model.landmarks.barycentrics, np.float64),
+        "intrinsics": intrinsics[None],
+        "found": ibug[None],
+        "landmark_weights": weights[None],
+        "expression_weights": 1.0 / _expression_sigmas(names, config),
+        "left_minus_right": _left_minus_right(names) / config.asymmetry_sigma,
+        "identity_weight": 1.0 / config.identity_sigma,
+        "eyelid_weight": 1.0 / config.eyelid_sigma,
+        "bound_weight": config.bound_weight,
+    }
     return Problem(
         points=_cut(model, kept),
-        field_basis=basis[kept],
-        barycentrics=np.asarray(model.landmarks.barycentrics, np.float64),
-        intrinsics=intrinsics[None],
-        found=ibug[None].astype(np.float64),
-        landmark_weights=weights[None],
         lines=outline.Lines(*(field[None] for field in lines)),
-        expression_weights=1.0 / _expression_sigmas(names, config),
-        left_minus_right=_left_minus_right(names) / config.asymmetry_sigma,
-        identity_weight=np.float64(1.0 / config.identity_sigma),
-        eyelid_weight=np.float64(1.0 / config.eyelid_sigma),
-        bound_weight=np.float64(config.bound_weight),
+        **{k: jnp.asarray(v, jnp.result_type(float)) for k, v in arrays.items()},
     )
 
 
 @functools.partial(jax.jit, static_argnames="max_iterations")
 def solve(
-    problem: Problem, start: Unknowns, free: Unknowns, *, max_iterations: int
+    problem: Problem,
+    start: Unknowns,
+    free: dict[str, Bool[Array, ""]],
+    *,
+    max_iterations: int,
 ) -> Unknowns:
-    """Minimises the problem over the unknowns that are marked free."""
+    """Minimises the problem over those fields of the unknowns that are free."""
     vector, unravel = flatten_util.ravel_pytree(start)
+    mask = {k: jnp.full(v.shape, free[k]) for k, v in vars(start).items()}
+    mask = Unknowns(**mask)
     solution = least_squares.levenberg_marquardt(
         lambda unknowns, data: _residuals(unravel(unknowns), data),
         vector,
         problem,
-        free=flatten_util.ravel_pytree(free)[0],
+        free=flatten_util.ravel_pytree(mask)[0],
         max_iterations=max_iterations,
     )
     return unravel(solution.unknowns)
@@ -206,9 +215,7 @@ def _pixels(
     return focal * points[..., :2] / points[..., 2:] + centre
 
 
-def _cut(
-    model: head_model.HeadModel, kept: Int[np.ndarray, " p"]
-) -> head_model.HeadModel:
+def _cut(model: head_model.HeadModel, kept: Int[Array, " p"]) -> head_model.HeadModel:
     """The head's shapes at a few vertices; its topology means nothing any more."""
     return model.replace(
         template=model.template[kept],
@@ -216,9 +223,9 @@ def _cut(
         expression_basis=model.expression_basis[:, kept],
         eyelid_basis=model.eyelid_basis[:, kept],
         skinning_weights=model.skinning_weights[kept],
-        faces=np.zeros((0, 3), int),
-        uv=np.zeros((0, 2)),
-        uv_faces=np.zeros((0, 3), int),
+        faces=jnp.zeros((0, 3), int),
+        uv=jnp.zeros((0, 2)),
+        uv_faces=jnp.zeros((0, 3), int),
         regions={},
     )
 

@@ -65,35 +65,26 @@ def fit(
 
     Raises ValueError for a face turned too far from the camera.
     """
-    config = config or FitConfig()
-    focal = _focal(photo, detection, config)
-    view = _View(
-        photo=photo,
-        detection=detection,
-        intrinsics=np.array([focal, focal, photo.width / 2, photo.height / 2]),
-        model=jax.tree.map(_widen, model),
-        basis=offsets.field_basis(
-            model, amplitude=config.offset_amplitude, length=config.offset_length
-        ),
-        config=config,
-    )
     # Pixels squared over hundreds of unknowns: normal equations want 64 bits.
     with jax.enable_x64(True):
+        view = _make_view(model, photo, detection, config or FitConfig())
         posed = _solve_stage(view, _start(view), stage=0)
-        _check_yaw(posed, config)
+        _check_yaw(posed, view.config)
         shaped = _solve_stage(view, posed, stage=1)
         solved = _solve_stage(view, shaped, stage=2)
+        params = jax.tree.map(lambda x: x[0], energy.params_of(solved))
         before, after = _vertices(view, shaped), _vertices(view, solved)
+        if detection.irises is not None:
+            params = params.replace(eyes=_gaze(view, solved, after))
     field = view.basis @ np.asarray(solved.field)
-    params = jax.tree.map(lambda x: np.array(x[0]), energy.params_of(solved))
-    if detection.irises is not None:
-        params = params.replace(eyes=_gaze(view, params, after, field))
     found, projected = detection.ibug, _pixels(view, _at_marks(model, after))
     without = _pixels(view, _at_marks(model, before))
     return Fit(
         head=offsets.apply(model, field),
         params=jax.tree.map(_narrow, params),
-        camera=cameras.pinhole(focal=focal, width=photo.width, height=photo.height),
+        camera=cameras.pinhole(
+            focal=view.intrinsics[0], width=photo.width, height=photo.height
+        ),
         offsets=_narrow(field),
         found=_narrow(found),
         projected=_narrow(projected),
@@ -117,7 +108,7 @@ def to_track(result: Fit) -> track.Track:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """What all stages share; float64."""
+    """What all stages share; in 64 bits."""
 
     photo: images.Photo
     detection: detect.Detection
@@ -125,6 +116,25 @@ class _View:
     model: head_model.HeadModel
     basis: Float[np.ndarray, "v k"]
     config: FitConfig
+
+
+def _make_view(
+    model: head_model.HeadModel,
+    photo: images.Photo,
+    detection: detect.Detection,
+    config: FitConfig,
+) -> _View:
+    focal = _focal(photo, detection, config)
+    return _View(
+        photo=photo,
+        detection=detection,
+        intrinsics=np.array([focal, focal, photo.width / 2, photo.height / 2]),
+        model=jax.tree.map(_widen, model),
+        basis=offsets.field_basis(
+            model, amplitude=config.offset_amplitude, length=config.offset_length
+        ),
+        config=config,
+    )
 
 
 def _focal(
@@ -149,13 +159,14 @@ def _start(view: _View) -> energy.Unknowns:
     focal, centre = view.intrinsics[:2], view.intrinsics[2:]
     ray = np.append((seen.mean(0) - centre) / focal, 1.0)
     origin = focal[0] / scales.mean() * ray - rotation @ marks.mean(0)
+    axis_angle = transform.Rotation.from_matrix(rotation).as_rotvec()
     return energy.Unknowns(
-        rotation=transform.Rotation.from_matrix(rotation).as_rotvec()[None],
-        placement=np.array([[*(origin[:2] / origin[2]), np.log(origin[2])]]),
-        identity=np.zeros(len(view.model.identity_names)),
-        expression=np.zeros((1, len(view.model.expression_names))),
-        eyelids=np.zeros((1, 2)),
-        field=np.zeros((view.basis.shape[1], 3)),
+        rotation=jnp.asarray(axis_angle)[None],
+        placement=jnp.asarray([[*(origin[:2] / origin[2]), np.log(origin[2])]]),
+        identity=jnp.zeros(len(view.model.identity_names)),
+        expression=jnp.zeros((1, len(view.model.expression_names))),
+        eyelids=jnp.zeros((1, 2)),
+        field=jnp.zeros((view.basis.shape[1], 3)),
     )
 
 
@@ -177,7 +188,7 @@ _STAGES = (
 def _solve_stage(view: _View, start: energy.Unknowns, *, stage: int) -> energy.Unknowns:
     """Alternates between the outline's lines and the unknowns of one stage."""
     names, rounds = _STAGES[stage]
-    free = {k: np.full(np.shape(v), k in names) for k, v in vars(start).items()}
+    free = {k: jnp.asarray(k in names) for k in vars(start)}
     solved = start
     for with_outline in rounds:
         lines = _outline(view, solved) if with_outline else outline.nothing()
@@ -192,7 +203,7 @@ def _solve_stage(view: _View, start: energy.Unknowns, *, stage: int) -> energy.U
         solved = energy.solve(
             problem,
             solved,
-            energy.Unknowns(**free),
+            free,
             max_iterations=view.config.max_iterations,
         )
     return solved
@@ -214,7 +225,8 @@ def _outline(view: _View, unknowns: energy.Unknowns) -> outline.Lines:
 
 def _vertices(view: _View, unknowns: energy.Unknowns) -> Float[np.ndarray, "v 3"]:
     """In the camera frame, eyes at rest."""
-    moved = head_model.with_offsets(view.model, view.basis @ np.asarray(unknowns.field))
+    field = jnp.asarray(view.basis @ np.asarray(unknowns.field))
+    moved = head_model.with_offsets(view.model, field)
     return np.asarray(energy.vertices(moved, unknowns))[0]
 
 
@@ -223,7 +235,7 @@ def _pixels(view: _View, points: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, 
 
 
 def _at_marks(
-    model: head_model.HeadModel, values: Float[np.ndarray, "v 3"]
+    model: head_model.HeadModel, values: Float[np.ndarray, "v 3"] | Float[Array, "v 3"]
 ) -> Float[np.ndarray, "68 3"]:
     return _embedded(model, model.landmarks, values)
 
@@ -231,7 +243,7 @@ def _at_marks(
 def _embedded(
     model: head_model.HeadModel,
     marks: head_model.LandmarkEmbedding,
-    values: Float[np.ndarray, "v 3"],
+    values: Float[np.ndarray, "v 3"] | Float[Array, "v 3"],
 ) -> Float[np.ndarray, "k 3"]:
     """Vertex values at points of the surface, without a compilation."""
     corners = np.asarray(values)[np.asarray(model.faces)[np.asarray(marks.faces)]]
@@ -245,30 +257,27 @@ def _error(
 
 
 def _gaze(
-    view: _View,
-    params: head_model.HeadParams,
-    vertices: Float[np.ndarray, "v 3"],
-    field: Float[np.ndarray, "v 3"],
-) -> Float[np.ndarray, "2 3"]:
-    """Eyes that look where the irises were found."""
-    moved = offsets.apply(view.model, field)
+    view: _View, unknowns: energy.Unknowns, vertices: Float[np.ndarray, "v 3"]
+) -> Float[Array, "2 3"]:
+    """Eyes that look where the irises were found; `vertices` with eyes at rest."""
+    params = energy.params_of(unknowns)
+    moved = offsets.apply(view.model, view.basis @ np.asarray(unknowns.field))
+    shift = np.tensordot(unknowns.identity, view.model.joint_identity_basis, axes=1)
     first = head_model.JOINTS.index("left_eye")
-    shift = np.tensordot(params.identity, view.model.joint_identity_basis, axes=1)
-    joints = (moved.joint_template + shift)[first : first + 2]
-    rotation = transform.Rotation.from_rotvec(params.rotation).as_matrix()
-    irises = view.detection.irises
-    assert irises is not None
-    slopes = (irises - view.intrinsics[2:]) / view.intrinsics[:2]
-    return gaze.eyes(
-        joints @ rotation.T + params.translation,
+    joints = (np.asarray(moved.joint_template) + shift)[first : first + 2]
+    rotation = _matrix(params.rotation[0])
+    slopes = (view.detection.irises - view.intrinsics[2:]) / view.intrinsics[:2]
+    eyes = gaze.eyes(
+        joints @ rotation.T + np.asarray(params.translation[0]),
         _embedded(view.model, view.model.irises, vertices),
         np.concatenate([slopes, np.ones((2, 1))], axis=1),
         rotation,
     )
+    return jnp.asarray(eyes)
 
 
 def _check_yaw(unknowns: energy.Unknowns, config: FitConfig) -> None:
-    degrees = abs(np.degrees(_yaw(np.array(unknowns.rotation[0]))))
+    degrees = abs(np.degrees(_yaw(unknowns.rotation[0])))
     if degrees > config.max_yaw_degrees:
         raise ValueError(
             f"Expected a face turned at most {config.max_yaw_degrees:.0f} degrees "
@@ -276,16 +285,20 @@ def _check_yaw(unknowns: energy.Unknowns, config: FitConfig) -> None:
         )
 
 
-def _yaw(rotation: Float[np.ndarray, "3"]) -> float:
+def _yaw(rotation: Float[Array, "3"]) -> float:
     """Radians by which the face points to the right of the image, its left."""
-    forward = transform.Rotation.from_rotvec(rotation).as_matrix()[:, 2]
+    forward = _matrix(rotation)[:, 2]
     return float(np.arctan2(forward[0], -forward[2]))
 
 
-def _widen(array: Array) -> np.ndarray:
-    wide = np.issubdtype(np.asarray(array).dtype, np.floating)
-    return np.asarray(array, np.float64 if wide else None)
+def _matrix(rotation: Float[Array, "3"]) -> Float[np.ndarray, "3 3"]:
+    return transform.Rotation.from_rotvec(np.array(rotation, np.float64)).as_matrix()
 
 
-def _narrow(array: np.ndarray) -> Array:
+def _widen(array: Array) -> Array:
+    wide = jnp.issubdtype(array.dtype, jnp.floating)
+    return jnp.asarray(np.asarray(array, np.float64)) if wide else array
+
+
+def _narrow(array: np.ndarray | Array) -> Array:
     return jnp.asarray(array, jnp.float32)

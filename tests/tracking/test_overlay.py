@@ -1,0 +1,38 @@
+import jax.numpy as jnp
+import numpy as np
+
+from geodiff_jax.head import procedural
+from geodiff_jax.tracking import fit, overlay
+from tests.tracking import synthetic
+
+
+def test_overlay_shows_landmarks_where_they_are():
+    model = procedural.load()
+    shot = synthetic.portrait(model, synthetic.person(model))
+    found = jnp.asarray(shot.detection.ibug, jnp.float32)
+    result = fit.Fit(
+        head=model,
+        params=shot.params,
+        camera=shot.camera,
+        offsets=jnp.zeros((model.num_vertices, 3)),
+        found=found,
+        projected=found + jnp.asarray([0.0, 40.0]),
+        landmark_nme=0.0,
+        landmark_nme_without_offsets=0.0,
+        offsets_rms=0.0,
+        offsets_max=0.0,
+        yaw_radians=0.0,
+    )
+    picture = overlay.overlay(shot.photo, shot.detection, result, size=300)
+    assert picture.shape == (300, 600, 3)
+    assert picture.min() >= 0.0 and picture.max() <= 1.0
+    left, top, side = overlay._window(shot.detection)
+    for points, colour in (
+        (found, overlay.FOUND),
+        (found + [0, 40], overlay.PROJECTED),
+    ):
+        column, row = ((points[30] - [left, top]) * 300 / side).astype(int)
+        np.testing.assert_allclose(picture[row, column], colour)
+    shading, covered = overlay.shade(model, shot.params, shot.camera)
+    np.testing.assert_array_equal(covered, shot.detection.matte > 0.5)
+    assert (shading[~covered] == 1.0).all()
