@@ -10,7 +10,7 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 import scipy.spatial
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from geodiff_jax import numerics
 from geodiff_jax.appearance import look as appearance
@@ -22,10 +22,10 @@ from geodiff_jax.head import landmarks
 from geodiff_jax.head import model as head_model
 from geodiff_jax.head.model import LandmarkEmbedding
 
-SCALP_STRANDS = 5200
-BEARD_STRANDS = 2200
+SCALP_STRANDS = 7000
+BEARD_STRANDS = 3600
 LASHES = 72  # Per eye: two thirds of them on the upper lid.
-POINTS = 12
+POINTS = 16
 
 
 @flax.struct.dataclass
@@ -191,20 +191,34 @@ def _scalp(body: _Body, look: Look) -> _Strands:
     length = float(look.hair_length) * generator.uniform(0.72, 1.0, count)
     edge = noise.smoothstep(0.0, 0.025, body.at(roots, inside[:, None])[:, 0])
     length *= 0.55 + 0.45 * edge
+    length *= _taper(body, look, body.at(roots, body.vertices))
     points = _comb(body, look, roots, length, edge, generator)
     points = _curl(points, look, generator)
-    alive = float(look.hair_length) >= 0.001
+    alive = (float(look.hair_length) >= 0.001) & ~_crosses_face(body, points)
     thick = np.interp(
-        float(look.hair_length), [0.0, 0.02, 0.08, 0.3], [0.9, 1.3, 1.9, 2.3]
+        float(look.hair_length), [0.0, 0.02, 0.08, 0.3], [0.8, 1.1, 1.5, 1.9]
     )
     width = 1e-3 * thick * generator.uniform(0.6, 1.2, count) * alive
     # Whole locks share a tint; single hairs differ from it.
     base = body.at(roots, body.vertices)
     lock = noise.fractal(base, wavelength=0.018, octaves=2, seed=seed + 210)
     tint = np.exp(0.13 * lock + 0.16 * generator.normal(size=count))
-    white = generator.uniform(size=count) < float(look.grey)
-    color = appearance.hair_color(look, white=0.85 * white) * tint[:, None]
+    grey = float(look.grey) * (1.0 + 0.5 * lock) + 0.12 * generator.normal(size=count)
+    white = np.clip(grey, 0.0, 0.92) * (float(look.grey) > 0.02)
+    color = appearance.hair_color(look, white=white) * tint[:, None]
     return roots, points, width, np.clip(color, 0.004, 0.9)
+
+
+def _taper(
+    body: _Body, look: Look, point: Float[np.ndarray, "n 3"]
+) -> Float[np.ndarray, " n"]:
+    """Short cuts are shorter over the ears and in the neck than on top."""
+    crop = noise.smoothstep(0.13, 0.07, np.array(float(look.hair_length)))
+    crop = crop * (1.0 - noise.smoothstep(0.4, 0.9, np.array(float(look.hair_curl))))
+    crop = crop * (1.0 - float(look.hair_knot))
+    ears = 0.5 * (body.marks[0, 1] + body.marks[16, 1])
+    height = noise.smoothstep(ears + 0.01, 0.35 * ears + 0.65 * body.top, point[:, 1])
+    return 1.0 - crop * (1.0 - (0.22 + 0.78 * height))
 
 
 def _comb(
@@ -233,7 +247,7 @@ def _comb(
         ],
         axis=-1,
     )
-    flow = flow + 0.22 * wander + 0.10 * generator.normal(size=(count, 3))
+    flow = flow + 0.20 * wander + 0.06 * generator.normal(size=(count, 3))
     step = length / (POINTS - 1)
     points = [point]
     direction = normal
@@ -243,8 +257,9 @@ def _comb(
         fall = noise.smoothstep(0.03, 0.13, travelled)[:, None]
         steer = flow * (1.0 - 0.85 * fall) + fall * np.array([0.0, -1.0, 0.0])
         steer = steer + _off_face(body, look, point)
+        steer = steer + float(look.hair_knot) * (_gather(body, point) - steer)
         steer = steer - np.sum(steer * normal, axis=1, keepdims=True) * normal * 0.8
-        wish = steer + 2.2 * rise * normal
+        wish = steer + 2.0 * rise * normal
         direction = 0.35 * direction + 0.65 * _unit(wish)
         point = point + step[:, None] * _unit(direction)
         ramp = np.minimum(1.0, travelled / np.maximum(1.6 * clearance, 1e-4))
@@ -272,20 +287,52 @@ def _flow(
     return _unit(share * away + 1.4 * combed + float(look.hair_side) * upper * sideways)
 
 
+def _gather(
+    body: _Body, point: Float[np.ndarray, "n 3"], *, radius: float = 0.022
+) -> Float[np.ndarray, "n 3"]:
+    """Towards a knot at the back of the head, and round it once there."""
+    knot = body.centre + np.array([0.0, 0.25 * (body.top - body.centre[1]), 0.0])
+    knot[2] = body.vertices[body.hull][:, 2].min() - 0.5 * radius
+    offset = point - knot
+    distance = np.linalg.norm(offset, axis=1, keepdims=True)
+    outward = offset / np.maximum(distance, 1e-6)
+    axis = _unit(np.sin(900.0 * outward[:, [1, 2, 0]]) + np.array([0.0, 0.3, 1.5]))
+    winding = _unit(np.cross(axis, outward)) + 25.0 * (radius - distance) * outward
+    there = noise.smoothstep(2.2 * radius, 1.1 * radius, distance)
+    return -outward + there * (winding + outward)
+
+
 def _off_face(
     body: _Body, look: Look, point: Float[np.ndarray, "n 3"]
 ) -> Float[np.ndarray, "n 3"]:
     """Pushes strands that hang before the face to its sides."""
-    marks = body.marks
-    reach = 1.12 * 0.5 * abs(marks[45, 0] - marks[36, 0])
-    before = noise.smoothstep(marks[45, 2] - 0.035, marks[45, 2] - 0.012, point[:, 2])
-    below = noise.smoothstep(marks[24, 1] + 0.028, marks[24, 1] + 0.006, point[:, 1])
-    central = noise.smoothstep(1.25 * reach, 0.9 * reach, np.abs(point[:, 0]))
+    zone = _before_face(body, point)
     side = np.tanh((point[:, 0] - float(look.hair_part) * body.half_width) / 0.01)
-    push = 3.0 * before * below * central
+    push = 3.0 * zone
     return push[:, None] * np.stack(
         [side, np.full(len(side), 0.15), np.full(len(side), -0.9)], axis=-1
     )
+
+
+def _before_face(
+    body: _Body, point: Float[np.ndarray, "n 3"]
+) -> Float[np.ndarray, " n"]:
+    """1 before brows, eyes and cheeks, fading over a few centimetres."""
+    marks = body.marks
+    reach = 1.12 * 0.5 * abs(marks[45, 0] - marks[36, 0])
+    before = noise.smoothstep(marks[45, 2] - 0.035, marks[45, 2] - 0.012, point[:, 2])
+    below = noise.smoothstep(marks[24, 1] + 0.055, marks[24, 1] + 0.015, point[:, 1])
+    central = noise.smoothstep(1.25 * reach, 0.9 * reach, np.abs(point[:, 0]))
+    return before * below * central
+
+
+def _crosses_face(
+    body: _Body, points: Float[np.ndarray, "n p 3"]
+) -> Bool[np.ndarray, " n"]:
+    """Strands that hang before the eyes: nobody lets them."""
+    zone = _before_face(body, points.reshape(-1, 3)).reshape(points.shape[:2])
+    low = points[..., 1] < body.marks[[19, 24], 1].mean() + 0.012
+    return np.any(low & (zone > 0.5), axis=1)
 
 
 def _curl(
@@ -306,9 +353,12 @@ def _curl(
     phase = root_phase + generator.uniform(0.0, 0.6 + 5.0 * curl, count)
     turns = np.interp(curl, [0.0, 0.3, 1.0], [1.0, 1.6, 2.4])
     angle = phase[:, None] + 2.0 * np.pi * turns * t
-    radius = (0.0016 + 0.0065 * curl) * t**0.7
+    # A short hair has no room for a wide turn.
+    length = np.linalg.norm(np.diff(points, axis=1), axis=-1).sum(axis=1)
+    room = np.minimum(1.0, length / 0.05)[:, None]
+    radius = (0.0016 + 0.0065 * curl) * room * t**0.7
     wound = np.cos(angle)[..., None] * side + np.sin(angle)[..., None] * other
-    return points + radius[:, None] * wound
+    return points + radius[..., None] * wound
 
 
 def _beard(body: _Body, look: Look) -> _Strands:
@@ -328,8 +378,9 @@ def _beard(body: _Body, look: Look) -> _Strands:
         direction = _unit(flow + (1.3 - 0.8 * t) * normal)
         point = point + (reach / (POINTS - 1))[:, None] * direction
         points.append(point)
-    points = _curl(np.stack(points, axis=1), look.replace(hair_curl=0.25), generator)
-    width = 1.1e-3 * generator.uniform(0.5, 1.0, count) * (length >= 0.001)
+    kink = 0.05 + 0.12 * min(1.0, float(look.hair_curl) + 60.0 * length)
+    points = _curl(np.stack(points, axis=1), look.replace(hair_curl=kink), generator)
+    width = 0.8e-3 * generator.uniform(0.5, 1.0, count) * (length >= 0.001)
     white = 0.85 * (generator.uniform(size=count) < float(look.grey))
     tint = np.exp(0.2 * generator.normal(size=count))[:, None]
     color = appearance.hair_color(look, white=white) * tint
@@ -340,7 +391,7 @@ def _lashes(body: _Body, look: Look) -> _Strands:
     """Lashes along the edge of what is seen of each eyeball."""
     groups = [_eye_lashes(body, look, eye) for eye in body.anatomy.eyes]
     roots, points = (np.concatenate([g[i] for g in groups]) for i in range(2))
-    width = np.full(len(roots), 0.00042 if float(look.lashes) > 1e-4 else 0.0)
+    width = np.full(len(roots), 0.00034 if float(look.lashes) > 1e-4 else 0.0)
     color = np.broadcast_to([0.012, 0.009, 0.008], (len(roots), 3))
     return roots, points, width, color
 
@@ -365,7 +416,9 @@ def _eye_lashes(
         root = _margin_roots(eye, middle[margin], margin, x, up)
         roots.append(root)
         reach = float(look.lashes) * (0.45 + 0.55 * np.sin(np.pi * outward**1.3))
-        reach = reach * (1.0 if up > 0 else 0.55)
+        reach = reach * (1.0 if up > 0 else 0.5)
+        reach = reach * (1.0 - 0.35 * np.random.default_rng(7).uniform(size=count))
+        x = x + 0.0006 * np.random.default_rng(8).normal(size=count)
         points.append(_lash_curves(body, eye, root, reach, x, up))
     return np.concatenate(roots), np.concatenate(points)
 
@@ -399,6 +452,8 @@ def _lash_curves(
 ) -> Float[np.ndarray, "k p 3"]:
     """Forwards first, then up (or down), fanned away from the middle of the eye."""
     start = body.at(roots, body.vertices)
+    # One face bears several lashes: set them apart along the lid.
+    start = start + (x - start[:, 0])[:, None] * np.array([0.7, 0.0, 0.0])
     middle = 0.5 * (eye.contour[0, 0] + eye.contour[3, 0])
     half = 0.5 * abs(eye.contour[3, 0] - eye.contour[0, 0])
     fan = 0.75 * (x - middle) / half

@@ -193,9 +193,9 @@ def visibility(
     points: Float[Array, "k 3"],
     directions: Float[Array, "d 3"],
     *,
-    softness: float = 0.002,
+    softness: Float[Array, " k"] | float = 0.002,
     bias: float = 0.0025,
-    size: int = 192,
+    size: int = 176,
 ) -> Float[Array, "d k"]:
     """How much of each distant light reaches each point, in [0, 1].
 
@@ -229,7 +229,7 @@ def _compare(
     depths: Float[Array, "h w"],
     queries: Float[Array, "k 3"],
     *,
-    softness: float,
+    softness: Float[Array, " k"] | float,
     bias: float,
 ) -> Float[Array, " k"]:
     """Bilinear percentage-closer filtering with exponential fall-off."""

@@ -70,6 +70,8 @@ class Look:
     """How much hair is combed away from the parting."""
     hair_curl: Float[Array, ""]
     """Radius of the curls over their pitch: 0 straight, 1 tight."""
+    hair_knot: Float[Array, ""]
+    """1 for hair that is gathered in a knot at the back of the head, else 0."""
     recession: Float[Array, ""]
     """How far the hairline has drawn back from the temples."""
     seed: Int[Array, ""]
@@ -118,14 +120,14 @@ def sample_look(key: Key[Array, ""]) -> Look:
         "oil": next(draws),
         "age": np.clip(0.6 * next(draws) + 0.6 * grey, 0.0, 1.0),
         "lip_blood": 0.15 + 0.75 * next(draws) * (1.0 if beardless else 0.5),
-        "iris_melanin": np.clip(0.25 * melanin + 1.3 * next(draws) - 0.2, 0.0, 1.0),
+        "iris_melanin": np.clip(melanin + 1.1 * next(draws) - 0.3, 0.0, 1.0),
         "pupil_radius": 0.0015 + 0.0009 * next(draws),
         "eumelanin": eumelanin,
         "pheomelanin": 1.0 if red > 0.9 else 0.5 * red * fair,
         "grey": grey,
         "brow_thickness": 0.0052 + 0.0045 * next(draws) - 0.001 * beardless,
         "brow_density": 0.5 + 0.5 * next(draws),
-        "lashes": 0.006 + 0.003 * next(draws) + 0.0025 * beardless,
+        "lashes": 0.005 + 0.002 * next(draws) + 0.002 * beardless,
         "stubble": shadow * next(draws),
         "beard": 0.004 + 0.014 * next(draws) if shadow > 0.72 else 0.0,
         "recession": 0.0 if beardless else 0.5 * next(draws),
@@ -157,7 +159,7 @@ def _hair(style: str, draws: Iterator[float]) -> dict[str, float]:
         "bob": (0.19, 0.020, 0.15, 1.0, 0.06),
         "long": (0.30, 0.022, 0.15, 1.0, 0.14),
         "curly": (0.075, 0.034, 0.0, 0.1, 1.0),
-        "tied": (0.13, 0.007, 1.0, 0.1, 0.0),
+        "tied": (0.24, 0.006, 1.0, 0.1, 0.0),
         "receding": (0.030, 0.009, 0.1, 0.3, 0.05),
     }[style]
     part = (0.30 + 0.15 * next(draws)) * (1.0 if next(draws) < 0.5 else -1.0)
@@ -169,6 +171,7 @@ def _hair(style: str, draws: Iterator[float]) -> dict[str, float]:
         "hair_part": part if style not in ("bob", "long") else part * next(draws),
         "hair_side": side,
         "hair_curl": curl * (0.6 + 0.4 * next(draws)),
+        "hair_knot": 1.0 if style == "tied" else 0.0,
     }
     if style == "receding":
         hair["recession"] = 0.6 + 0.4 * next(draws)

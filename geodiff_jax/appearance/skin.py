@@ -255,14 +255,14 @@ def _brow_hairs(
 ) -> Float[np.ndarray, " n"]:
     """Hairs in the brow's own plane (along, above), metres."""
     generator = np.random.default_rng(int(look.seed) + 101 + odd)
-    count = int(170 + 200 * float(look.brow_density))
+    count = int(200 + 260 * float(look.brow_density))
     t = generator.uniform(0.0, 1.0, count)
-    half = 0.5 * float(look.brow_thickness) * brow_profile(t)
+    half = 0.5 * float(look.brow_thickness) * _brow_profile(t)
     offset = generator.uniform(-1.0, 1.0, count)
     root = np.stack([t * length, 0.85 * offset * half], axis=-1)
-    angle = np.interp(t, [0.0, 0.12, 0.35, 1.0], [1.35, 1.0, 0.5, 0.12])
+    angle = np.interp(t, [0.0, 0.12, 0.35, 0.7, 1.0], [1.35, 1.0, 0.5, 0.1, -0.2])
     angle = (
-        angle - 0.55 * offset * np.clip(t * 3, 0, 1) + generator.normal(0, 0.12, count)
+        angle - 0.4 * offset * np.clip(t * 3, 0, 1) + generator.normal(0, 0.12, count)
     )
     reach = generator.uniform(0.0045, 0.0075, count) * np.interp(t, [0, 1], [0.85, 0.7])
     step = reach[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
@@ -272,19 +272,18 @@ def _brow_hairs(
     distance = np.linalg.norm(delta - s[..., None] * step, axis=-1)
     hair = noise.smoothstep(0.00032, 0.00006, distance) * (1.0 - 0.6 * s)
     clear = np.prod(1.0 - 0.55 * hair, axis=1)
-    half_here = 0.5 * float(look.brow_thickness) * brow_profile(plane[:, 0] / length)
+    half_here = 0.5 * float(look.brow_thickness) * _brow_profile(plane[:, 0] / length)
     inside = noise.smoothstep(
         1.5, 0.3, np.abs(plane[:, 1]) / np.maximum(half_here, 1e-4)
     )
+    inside = inside * (half_here > 2e-4)
     clear = clear * (1.0 - 0.38 * float(look.brow_density) * inside)
     return (1.0 - clear) * (0.55 + 0.4 * float(look.brow_density))
 
 
-def brow_profile(t: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _brow_profile(t: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Thickness along a brow (0 inner end, 1 outer), 1 at its thickest."""
-    shape = np.interp(
-        t, [-0.04, 0.03, 0.3, 0.65, 1.0, 1.05], [0, 0.75, 1, 0.72, 0.18, 0]
-    )
+    shape = np.interp(t, [-0.03, 0.04, 0.3, 0.65, 1.0, 1.05], [0, 0.8, 1, 0.8, 0.3, 0])
     return shape
 
 

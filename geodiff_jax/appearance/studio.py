@@ -1,31 +1,31 @@
 """Photographs of a head: skin and hair rasterised together and shaded; no gradients."""
 
 import functools
+from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import jaxlie
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from geodiff_jax import numerics
 from geodiff_jax.appearance import hair as hairs
 from geodiff_jax.appearance import lighting as lights
+from geodiff_jax.appearance import scene as scenes
 from geodiff_jax.appearance import shading, texture
 from geodiff_jax.appearance.hair import Hair
 from geodiff_jax.appearance.lighting import Lighting
 from geodiff_jax.appearance.look import Look
-from geodiff_jax.geometry import mesh
+from geodiff_jax.appearance.scene import Scene
 from geodiff_jax.geometry.camera import Camera
-from geodiff_jax.head import model as head_model
 from geodiff_jax.head.model import HeadModel, HeadParams
 from geodiff_jax.render import mesh_rasterizer
 
-SHADOW_STRIDE = 7
-"""One strand in so many, made wider, casts the shadows of all."""
-SHADOW_POINTS = np.array([0, 4, 8, hairs.POINTS - 1])
-SKY_SAMPLES = 24
-LAMP_SAMPLES = 4
+CHUNK = 32768
+"""Pixels shaded at once: one compiled size for any number of visible pixels."""
+EYE_CHUNK = 4096
 
 
 def photograph(
@@ -39,56 +39,33 @@ def photograph(
     hair: Hair | None = None,
     background: Float[Array, "*hw 3"] | float = 1.0,
     supersample: int = 2,
-) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
+) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
     """A photograph (sRGB in [0, 1]) of one person, and its alpha.
 
-    `maps` and `hair` may be given to save baking and growing them again for every
-    picture of a person, or to dress a head in a texture of its own.
+    The picture is alpha * person + (1 - alpha) * background. `maps` and `hair` may be
+    given to save baking and growing them again for every picture of a person, or to
+    dress a head in a texture of its own.
     """
     maps = texture.bake_maps(head, look) if maps is None else maps
     hair = hairs.grow(head, look, identity=params.identity) if hair is None else hair
-    backdrop = jnp.broadcast_to(
-        jnp.asarray(background, jnp.float32), (camera.height, camera.width, 3)
-    )
-    finish = jnp.asarray(materials(head, look))
-    return _photograph(
-        head, params, lighting, camera, maps, hair, finish, backdrop, supersample
-    )
+    scene, face, fine = _stage(head, params, hair, lighting, camera, supersample)
+    samples = _develop(head, scene, face, fine, look, maps, lighting)
+    covered = np.asarray(face >= 0, np.float32)[..., None]
+    alpha = _reduce(covered, supersample)
+    shown = _reduce(samples * covered, supersample)
+    return shown + (1.0 - alpha) * np.asarray(background, np.float32), alpha[..., 0]
 
 
-def materials(head: HeadModel, look: Look) -> Float[np.ndarray, "v 4"]:
-    """Roughness, reflectance, translucency and "is an eyeball" of every vertex."""
-    regions = {name: np.asarray(mask) for name, mask in head.regions.items()}
-    finish = np.tile(
-        np.array([0.52, 0.028, 1.0, 0.0], np.float32), (head.num_vertices, 1)
-    )
-    oily = regions["nose"] | regions["forehead"]
-    finish[:, 0] -= 0.08 * float(look.oil) * (1.0 + 0.5 * oily)
-    finish[regions["lips"]] = [0.38, 0.032, 0.9, 0.0]
-    for name in ("mouth_interior", "tongue"):
-        finish[regions[name]] = [0.36, 0.03, 0.4, 0.0]
-    for name in ("upper_teeth", "lower_teeth"):
-        finish[regions[name]] = [0.26, 0.045, 0.15, 0.0]
-    for name in ("left_eyeball", "right_eyeball"):
-        finish[regions[name]] = [0.10, 0.03, 0.0, 1.0]
-    return finish
-
-
-@functools.partial(jax.jit, static_argnums=8)
-def _photograph(
+@functools.partial(jax.jit, static_argnums=5)
+def _stage(
     head: HeadModel,
     params: HeadParams,
+    hair: Hair,
     lighting: Lighting,
     camera: Camera,
-    maps: texture.Maps,
-    hair: Hair,
-    finish: Float[Array, "v 4"],
-    backdrop: Float[Array, "h w 3"],
     supersample: int,
-) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
-    """Everything happens in the head's frame, to which the camera is brought."""
-    vertices = head_model.head_vertices(head, params)
-    strands = hairs.pose(hair, vertices, head.faces)
+) -> tuple[Scene, Int[Array, "h w"], Camera]:
+    """The scene, the face that each sample sees, and the camera in the head's frame."""
     world_from_head = jaxlie.SE3.from_rotation_and_translation(
         jaxlie.SO3.exp(params.rotation), params.translation
     )
@@ -96,287 +73,277 @@ def _photograph(
     fine = near.resize(
         width=supersample * camera.width, height=supersample * camera.height
     )
-    viewer = numerics.normalize(near.position - strands[:, 0])
-    flat = hairs.ribbons(strands, hair.width, viewer)
-    ribbon_faces = hairs.ribbon_faces(*strands.shape[:2]) + len(vertices)
-    faces = jnp.concatenate([head.faces, ribbon_faces])
-    fragments = mesh_rasterizer.rasterize(
-        jnp.concatenate([vertices, flat]), faces, fine
+    scene = scenes.build(head, params, hair, lighting, fine.position)
+    face = mesh_rasterizer.rasterize(scene.vertices, scene.faces, fine).face
+    return scene, face, fine
+
+
+def finish(head: HeadModel, look: Look) -> Float[np.ndarray, "v 3"]:
+    """Roughness, reflectance and translucency of every vertex."""
+    regions = {name: np.asarray(mask) for name, mask in head.regions.items()}
+    values = np.tile(np.array([0.52, 0.028, 1.0], np.float32), (head.num_vertices, 1))
+    oily = regions["nose"] | regions["forehead"]
+    values[:, 0] -= 0.08 * float(look.oil) * (1.0 + 0.5 * oily)
+    values[regions["lips"]] = [0.38, 0.032, 0.9]
+    for name in ("mouth_interior", "tongue"):
+        values[regions[name]] = [0.36, 0.03, 0.4]
+    for name in ("upper_teeth", "lower_teeth"):
+        values[regions[name]] = [0.26, 0.045, 0.15]
+    return values
+
+
+def _develop(
+    head: HeadModel,
+    scene: Scene,
+    face: Int[Array, "h w"],
+    camera: Camera,
+    look: Look,
+    maps: texture.Maps,
+    lighting: Lighting,
+) -> Float[np.ndarray, "h w 3"]:
+    """sRGB of every sample: skin, eyes and hair each by their own shader."""
+    seen = np.asarray(face).reshape(-1)
+    kinds = np.zeros(len(scene.faces), np.int8)
+    kinds[len(head.faces) :] = 2
+    eyeballs = np.asarray(head.regions["left_eyeball"] | head.regions["right_eyeball"])
+    kinds[: len(head.faces)] = eyeballs[np.asarray(head.faces)].all(axis=1)
+    of_pixel = np.where(seen >= 0, kinds[seen], -1)
+    surface = _atlas(head, maps, jnp.asarray(finish(head, look)))
+    shaders = (
+        (functools.partial(_skin, head, surface), CHUNK),
+        (functools.partial(_eyes, head, surface), EYE_CHUNK),
+        (_hair, CHUNK),
     )
+    image = np.zeros((len(seen), 3), np.float32)
+    for kind, (shade, size) in enumerate(shaders):
+        chosen = np.flatnonzero(of_pixel == kind)
+        image[chosen] = _in_chunks(shade, chosen, seen, size, scene, camera, lighting)
+    return image.reshape(*face.shape, 3)
+
+
+def _in_chunks(
+    shade: Callable[..., Array],
+    chosen: Int[np.ndarray, " n"],
+    seen: Int[np.ndarray, " hw"],
+    size: int,
+    scene: Scene,
+    camera: Camera,
+    lighting: Lighting,
+) -> Float[np.ndarray, "n 3"]:
+    """Shades the chosen samples, a fixed number at a time."""
+    result = np.zeros((len(chosen), 3), np.float32)
+    for start in range(0, len(chosen), size):
+        index = chosen[start : start + size]
+        # The last chunk repeats its last sample until it is full.
+        padded = np.pad(index, (0, size - len(index)), mode="edge")
+        shaded = shade(scene, camera, lighting, jnp.asarray(padded), seen[padded])
+        result[start : start + size] = np.asarray(shaded)[: len(index)]
+    return result
+
+
+def _locate(
+    scene: Scene, camera: Camera, pixel: Int[Array, " n"], face: Int[Array, " n"]
+) -> tuple[Float[Array, "n 3"], Float[Array, "n 3"]]:
+    """Perspective-correct barycentrics, and positions in the head's frame.
+
+    Weights are areas that the corners' offsets from the pixel's ray span, so that
+    small triangles far from the camera lose no digits.
+    """
+    x = (pixel % camera.width + 0.5 - camera.intrinsics[2]) / camera.intrinsics[0]
+    y = (pixel // camera.width + 0.5 - camera.intrinsics[3]) / camera.intrinsics[1]
+    corners = scene.vertices[scene.faces[face]]
+    local = camera.to_camera(corners.reshape(-1, 3)).reshape(corners.shape)
+    u = local[..., 0] - x[:, None] * local[..., 2]
+    v = local[..., 1] - y[:, None] * local[..., 2]
+    area = jnp.roll(u, -1, 1) * jnp.roll(v, -2, 1) - jnp.roll(u, -2, 1) * jnp.roll(
+        v, -1, 1
+    )
+    total = jnp.sum(area, axis=1, keepdims=True)
+    weights = area / jnp.where(jnp.abs(total) > 1e-14, total, 1.0)
+    weights = jnp.clip(weights, 0.0, 1.0)
+    weights = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-6)
+    return weights, jnp.einsum("nk,nkc->nc", weights, corners)
+
+
+def _points(
+    scene: Scene, camera: Camera, pixel: Int[Array, " n"], face: Int[Array, " n"]
+) -> tuple[shading.Points, Float[Array, "n 3"], Float[Array, "n 3"]]:
+    """Shading points without colour and finish; barycentrics; the `extra` column."""
+    weights, position = _locate(scene, camera, pixel, face)
     table = jnp.concatenate(
         [
-            _skin_table(head, vertices, strands, hair, finish, lighting),
-            _hair_table(head, vertices, strands, hair, lighting),
-        ]
-    )
-    pixels = mesh_rasterizer.interpolate(fragments, faces, table)
-    positions = _positions(fine, fragments)
-    linear = _shade(head, fragments, pixels, positions, near, maps, lighting)
-    samples = lights.srgb_from_linear(lights.expose(linear))
-    covered = (fragments.face >= 0).astype(jnp.float32)[..., None]
-    color = _reduce(samples * covered, supersample)
-    alpha = _reduce(covered, supersample)
-    return color + (1.0 - alpha) * backdrop, alpha[..., 0]
-
-
-# Columns of the vertex table.
-_NORMAL, _SOFT, _EYE_NORMAL = slice(0, 3), slice(3, 6), slice(6, 9)
-_FINISH, _SKY, _LAMPS = slice(9, 13), 13, slice(14, None)
-
-
-def _skin_table(
-    head: HeadModel,
-    vertices: Float[Array, "v 3"],
-    strands: Float[Array, "n p 3"],
-    hair: Hair,
-    finish: Float[Array, "v 4"],
-    lighting: Lighting,
-) -> Float[Array, "v c"]:
-    """Normals, finish and light received at the mesh's vertices."""
-    normals = mesh.vertex_normals(vertices, head.faces)
-    sky_directions = jnp.asarray(lights.hemisphere(SKY_SAMPLES))
-    lamp_directions = lights.lamp_samples(lighting, count=LAMP_SAMPLES)
-    raised = vertices + 0.001 * normals
-    seen = _seen(head, vertices, strands, hair, raised, sky_directions, lamp_directions)
-    cosine = jnp.maximum(sky_directions @ normals.T, 0.0)
-    sky = jnp.sum(seen[0] * cosine, axis=0) / jnp.maximum(jnp.sum(cosine, axis=0), 1e-6)
-    return jnp.concatenate(
-        [
-            normals,
-            _soften(normals, head.faces),
-            _eye_directions(head, vertices),
-            finish,
-            sky[:, None],
-            seen[1],
+            scene.normal,
+            scene.soft_normal,
+            scene.extra,
+            scene.sky[:, None],
+            scene.lamps,
         ],
         axis=1,
     )
-
-
-def _hair_table(
-    head: HeadModel,
-    vertices: Float[Array, "v 3"],
-    strands: Float[Array, "n p 3"],
-    hair: Hair,
-    lighting: Lighting,
-) -> Float[Array, "m c"]:
-    """The same columns for ribbons: tangent, outward direction and colour."""
-    sky_directions = jnp.asarray(lights.hemisphere(SKY_SAMPLES))
-    lamp_directions = lights.lamp_samples(lighting, count=LAMP_SAMPLES)
-    coarse = strands[:, SHADOW_POINTS]
-    seen = _seen(
-        head,
-        vertices,
-        strands,
-        hair,
-        coarse.reshape(-1, 3),
-        sky_directions,
-        lamp_directions,
-        softness=0.007,
-    )
-    sky = jnp.mean(seen[0], axis=0)
-    light = jnp.concatenate([1.35 * sky[:, None], seen[1]], axis=1)
-    light = light.reshape(*coarse.shape[:2], -1)
-    light = _between(light, strands.shape[1])
-    centre = jnp.mean(vertices, axis=0)
-    outward = numerics.normalize(strands - centre)
-    along = hairs.tangents(strands)
-    outward = numerics.normalize(
-        outward - 0.8 * along * jnp.sum(outward * along, -1, keepdims=True)
-    )
-    color = jnp.broadcast_to(hair.color[:, None], strands.shape)
-    shine = jnp.broadcast_to(
-        jnp.asarray([0.0, 0.04, 0.0, 0.0]), (*strands.shape[:2], 4)
-    )
-    rows = jnp.concatenate([along, outward, color, shine, light], axis=-1)
-    return jnp.repeat(rows.reshape(-1, rows.shape[-1]), 2, axis=0)
-
-
-def _between(values: Float[Array, "n s c"], points: int) -> Float[Array, "n p c"]:
-    """Values at `SHADOW_POINTS`, interpolated at every point of the strand."""
-    place = np.interp(np.arange(points), SHADOW_POINTS, np.arange(len(SHADOW_POINTS)))
-    low = np.minimum(np.floor(place).astype(int), len(SHADOW_POINTS) - 2)
-    share = jnp.asarray(place - low, jnp.float32)[:, None]
-    return values[:, low] * (1.0 - share) + values[:, low + 1] * share
-
-
-def _seen(
-    head: HeadModel,
-    vertices: Float[Array, "v 3"],
-    strands: Float[Array, "n p 3"],
-    hair: Hair,
-    points: Float[Array, "k 3"],
-    sky_directions: Float[Array, "d 3"],
-    lamp_directions: Float[Array, "l s 3"],
-    *,
-    softness: float = 0.002,
-) -> tuple[Float[Array, "d k"], Float[Array, "k l"]]:
-    """Visible share of the sky's directions and of each lamp."""
-    lamps, samples = lamp_directions.shape[:2]
-    directions = jnp.concatenate([sky_directions, lamp_directions.reshape(-1, 3)])
-    bearers = hairs.SCALP_STRANDS + hairs.BEARD_STRANDS
-    casting = strands[:bearers:SHADOW_STRIDE][:, SHADOW_POINTS]
-    width = 2.2 * hair.width[:bearers:SHADOW_STRIDE]
-    flat = jax.vmap(lambda d: hairs.ribbons(casting, width, d))(directions)
-    stacked = jnp.broadcast_to(vertices, (len(directions), *vertices.shape))
-    ribbon_faces = hairs.ribbon_faces(*casting.shape[:2]) + len(vertices)
-    seen = lights.visibility(
-        jnp.concatenate([stacked, flat], axis=1),
-        jnp.concatenate([head.faces, ribbon_faces]),
-        points,
-        directions,
-        softness=softness,
-    )
-    split = len(sky_directions)
-    each_lamp = seen[split:].reshape(lamps, samples, -1)
-    return seen[:split], jnp.mean(each_lamp, axis=1).T
-
-
-def _soften(
-    normals: Float[Array, "v 3"], faces: Float[Array, "f 3"], *, rounds: int = 10
-) -> Float[Array, "v 3"]:
-    """Normals averaged over neighbouring faces, again and again."""
-
-    def once(_: int, current: Float[Array, "v 3"]) -> Float[Array, "v 3"]:
-        face = jnp.mean(current[faces], axis=1)
-        total = jnp.zeros_like(current)
-        for corner in range(3):
-            total = total.at[faces[:, corner]].add(face)
-        return numerics.normalize(total)
-
-    return jax.lax.fori_loop(0, rounds, once, normals)
-
-
-def _eye_directions(
-    head: HeadModel, vertices: Float[Array, "v 3"]
-) -> Float[Array, "v 3"]:
-    """Posed normals of ideal eyeballs with a cornea; zero elsewhere.
-
-    The mesh is too coarse for a round highlight; a sphere is not.
-    """
-    total = jnp.zeros_like(vertices)
-    for i, name in enumerate(("left_eyeball", "right_eyeball")):
-        mask = head.regions[name][:, None].astype(vertices.dtype)
-        count = jnp.maximum(jnp.sum(mask), 1.0)
-        rest_mean = jnp.sum(mask * head.template, axis=0) / count
-        posed_mean = jnp.sum(mask * vertices, axis=0) / count
-        spread = ((vertices - posed_mean) * mask).T @ (head.template - rest_mean)
-        u, _, vt = jnp.linalg.svd(spread)
-        fix = jnp.ones(3).at[2].set(jnp.linalg.det(u @ vt))
-        rotation = (u * fix) @ vt
-        rest = numerics.normalize(head.template - head.joint_template[3 + i])
-        total = total + mask * (rest @ rotation.T)
-    return total
-
-
-def _positions(
-    camera: Camera, fragments: mesh_rasterizer.Fragments
-) -> Float[Array, "h w 3"]:
-    height, width = fragments.face.shape
-    x, y = jnp.meshgrid(jnp.arange(width) + 0.5, jnp.arange(height) + 0.5)
-    depth = jnp.where(fragments.face >= 0, fragments.depth, 1.0)
-    pixels = jnp.stack([x, y], -1).reshape(-1, 2)
-    return camera.unproject(pixels, depth.reshape(-1)).reshape(height, width, 3)
-
-
-def _shade(
-    head: HeadModel,
-    fragments: mesh_rasterizer.Fragments,
-    pixels: Float[Array, "h w c"],
-    positions: Float[Array, "h w 3"],
-    camera: Camera,
-    maps: texture.Maps,
-    lighting: Lighting,
-) -> Float[Array, "h w 3"]:
-    """Linear colour of every pixel."""
-    is_hair = (fragments.face >= len(head.faces))[..., None]
-    view = numerics.normalize(camera.position - positions)
-    normal = numerics.normalize(pixels[..., _NORMAL])
-    # A surface seen from behind (inside of the neck) turns its normal round.
-    facing = jnp.sum(normal * view, axis=-1, keepdims=True)
-    normal = jnp.where(facing < -0.2, -normal, normal)
-    albedo, relief = _sample(head, fragments, maps)
-    normal = _emboss(normal, positions, relief, fragments.face)
-    finish = pixels[..., _FINISH]
+    rows = jnp.einsum("nk,nkc->nc", weights, table[scene.faces[face]])
+    view = numerics.normalize(camera.position - position)
+    empty = jnp.zeros(len(pixel))
     points = shading.Points(
-        lights.linear_from_srgb(albedo),
-        normal,
-        numerics.normalize(pixels[..., _SOFT]),
+        jnp.zeros((len(pixel), 3)),
+        numerics.normalize(rows[:, 0:3]),
+        numerics.normalize(rows[:, 3:6]),
         view,
-        pixels[..., _LAMPS],
-        pixels[..., _SKY],
-        finish[..., 0],
-        finish[..., 1],
-        finish[..., 2],
+        rows[:, 10:],
+        rows[:, 9],
+        empty,
+        empty,
+        empty,
     )
-    skin = shading.surface(points, lighting)
-    eyes = shading.eye(
-        points.replace(normal=_cornea(head, pixels[..., _EYE_NORMAL], fragments)),
-        lighting,
-    )
-    locks = points.replace(
-        normal=numerics.normalize(pixels[..., _SOFT]), albedo=pixels[..., _EYE_NORMAL]
-    )
-    strands = shading.hair(locks, pixels[..., _NORMAL], lighting)
-    shaded = jnp.where(finish[..., 3:] > 0.5, eyes, skin)
-    return jnp.where(is_hair, strands, shaded)
+    return points, weights, rows[:, 6:9]
 
 
-def _cornea(
+@jax.jit
+def _hair(
+    scene: Scene,
+    camera: Camera,
+    lighting: Lighting,
+    pixel: Int[Array, " n"],
+    face: Int[Array, " n"],
+) -> Float[Array, "n 3"]:
+    points, _, color = _points(scene, camera, pixel, face)
+    locks = points.replace(albedo=color, normal=points.soft_normal)
+    return _print(shading.hair(locks, points.normal, lighting))
+
+
+@jax.jit
+def _skin(
     head: HeadModel,
-    directions: Float[Array, "h w 3"],
-    fragments: mesh_rasterizer.Fragments,
-) -> Float[Array, "h w 3"]:
-    return numerics.normalize(directions)
+    atlas: "_Atlas",
+    scene: Scene,
+    camera: Camera,
+    lighting: Lighting,
+    pixel: Int[Array, " n"],
+    face: Int[Array, " n"],
+) -> Float[Array, "n 3"]:
+    points, weights, _ = _points(scene, camera, pixel, face)
+    albedo, slope = _sample(head, atlas, face, weights)
+    # A surface seen from behind (inside of the neck) turns its normal round.
+    facing = jnp.sum(points.normal * points.view, axis=-1, keepdims=True)
+    normal = jnp.where(facing < -0.2, -points.normal, points.normal)
+    finishes = jnp.einsum("nk,nkc->nc", weights, atlas.finish[head.faces[face]])
+    points = points.replace(
+        albedo=albedo,
+        normal=_emboss(head, scene, face, normal, slope),
+        roughness=finishes[:, 0],
+        reflectance=finishes[:, 1],
+        translucency=finishes[:, 2],
+    )
+    return _print(shading.surface(points, lighting))
+
+
+@jax.jit
+def _eyes(
+    head: HeadModel,
+    atlas: "_Atlas",
+    scene: Scene,
+    camera: Camera,
+    lighting: Lighting,
+    pixel: Int[Array, " n"],
+    face: Int[Array, " n"],
+) -> Float[Array, "n 3"]:
+    points, weights, direction = _points(scene, camera, pixel, face)
+    albedo, _ = _sample(head, atlas, face, weights)
+    normal = _bulge(direction, points.soft_normal)
+    return _print(shading.eye(points.replace(albedo=albedo, normal=normal), lighting))
+
+
+def _print(linear: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
+    return lights.srgb_from_linear(lights.expose(linear))
+
+
+def _bulge(
+    directions: Float[Array, "n 3"],
+    gazes: Float[Array, "n 3"],
+    *,
+    offset: float = 0.45,
+    rim_radians: float = 0.52,
+) -> Float[Array, "n 3"]:
+    """Normals of an eyeball with a cornea, by direction from its centre.
+
+    The mesh is too coarse for a round highlight. The cornea is a smaller sphere, its
+    centre `offset` eyeball radii before the eyeball's; they meet at `rim_radians` from
+    the gaze. Ours.
+    """
+    directions = numerics.normalize(directions)
+    cosine = jnp.sum(directions * gazes, axis=-1, keepdims=True)
+    angle = jnp.arccos(jnp.clip(cosine, -0.9999, 0.9999))
+    inside = jnp.clip((rim_radians - angle) / 0.12 + 0.5, 0.0, 1.0)
+    return numerics.normalize(directions - inside * offset * gazes)
+
+
+@flax.struct.dataclass
+class _Atlas:
+    """What the skin's shader reads beside the scene."""
+
+    texels: Float[Array, "h w 5"]
+    """Linear albedo; slope of the relief along u and v, metres per chart unit."""
+    finish: Float[Array, "v 3"]
+
+
+@jax.jit
+def _atlas(
+    head: HeadModel, maps: texture.Maps, finishes: Float[Array, "v 3"]
+) -> _Atlas:
+    height, width = maps.relief.shape
+    down, right = jnp.gradient(maps.relief)
+    slope = jnp.stack([right * width, -down * height], axis=-1)
+    albedo = lights.linear_from_srgb(maps.albedo)
+    return _Atlas(jnp.concatenate([albedo, slope], axis=-1), finishes)
 
 
 def _sample(
-    head: HeadModel, fragments: mesh_rasterizer.Fragments, maps: texture.Maps
-) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
-    """The maps, bilinearly, where the chart says."""
-    face = jnp.clip(fragments.face, 0, len(head.faces) - 1)
-    corners = head.uv[head.uv_faces[face]]
-    uv = jnp.sum(fragments.barycentric[..., None] * corners, axis=-2)
-    height, width = maps.relief.shape
-    x = uv[..., 0] * width - 0.5
-    y = (1.0 - uv[..., 1]) * height - 0.5
-    both = jnp.concatenate([maps.albedo, maps.relief[..., None]], axis=-1)
+    head: HeadModel,
+    atlas: _Atlas,
+    face: Int[Array, " n"],
+    weights: Float[Array, "n 3"],
+) -> tuple[Float[Array, "n 3"], Float[Array, "n 2"]]:
+    """Albedo and slope where the chart says, bilinearly."""
+    uv = jnp.einsum("nk,nkc->nc", weights, head.uv[head.uv_faces[face]])
+    height, width = atlas.texels.shape[:2]
+    x, y = uv[:, 0] * width - 0.5, (1.0 - uv[:, 1]) * height - 0.5
     left, top = jnp.floor(x), jnp.floor(y)
-    total = jnp.zeros((*x.shape, 4))
+    total = jnp.zeros((len(face), 5))
     for dx in (0, 1):
         for dy in (0, 1):
             column = jnp.clip(left + dx, 0, width - 1).astype(jnp.int32)
             row = jnp.clip(top + dy, 0, height - 1).astype(jnp.int32)
             weight = (1 - jnp.abs(x - left - dx)) * (1 - jnp.abs(y - top - dy))
-            total += weight[..., None] * both[row, column]
-    return total[..., :3], total[..., 3]
+            total += weight[:, None] * atlas.texels[row, column]
+    return total[:, :3], total[:, 3:]
 
 
 def _emboss(
-    normal: Float[Array, "h w 3"],
-    positions: Float[Array, "h w 3"],
-    relief: Float[Array, "h w"],
-    face: Float[Array, "h w"],
-) -> Float[Array, "h w 3"]:
-    """Bends normals by the relief's slope on the screen (Mikkelsen 2010, Eq 2-4)."""
-    across = jnp.roll(positions, -1, 1) - positions
-    down = jnp.roll(positions, -1, 0) - positions
-    step_x = jnp.roll(relief, -1, 1) - relief
-    step_y = jnp.roll(relief, -1, 0) - relief
-    reach = jnp.maximum(numerics.safe_norm(across), numerics.safe_norm(down))
-    first, second = jnp.cross(down, normal), jnp.cross(normal, across)
-    area = jnp.sum(across * first, axis=-1, keepdims=True)
-    slope = step_x[..., None] * first + step_y[..., None] * second
-    slope = slope / jnp.where(jnp.abs(area) > 1e-12, area, 1.0)
-    # Steps across an outline are no slope.
-    steep = numerics.safe_norm(slope)[..., None]
-    slope = slope * jnp.minimum(1.0, 0.5 / jnp.maximum(steep, 1e-6))
-    smooth = (reach < 0.004) & (jnp.abs(area[..., 0]) > 1e-12) & (face >= 0)
-    return numerics.normalize(jnp.where(smooth[..., None], normal - slope, normal))
+    head: HeadModel,
+    scene: Scene,
+    face: Int[Array, " n"],
+    normal: Float[Array, "n 3"],
+    slope: Float[Array, "n 2"],
+) -> Float[Array, "n 3"]:
+    """Bends normals by the relief's slope (Mikkelsen 2010, Eq 2-4, in u and v)."""
+    corners, uv = scene.vertices[scene.faces[face]], head.uv[head.uv_faces[face]]
+    edges, steps = corners[:, 1:] - corners[:, :1], uv[:, 1:] - uv[:, :1]
+    twice = steps[:, 0, 0] * steps[:, 1, 1] - steps[:, 0, 1] * steps[:, 1, 0]
+    inverse = 1.0 / jnp.where(jnp.abs(twice) > 1e-12, twice, jnp.inf)[:, None]
+    along_u = (steps[:, 1, 1:] * edges[:, 0] - steps[:, 0, 1:] * edges[:, 1]) * inverse
+    along_v = (steps[:, 0, :1] * edges[:, 1] - steps[:, 1, :1] * edges[:, 0]) * inverse
+    first, second = jnp.cross(along_v, normal), jnp.cross(normal, along_u)
+    area = jnp.sum(along_u * first, axis=-1, keepdims=True)
+    gradient = slope[:, :1] * first + slope[:, 1:] * second
+    gradient = gradient / jnp.where(jnp.abs(area) > 1e-12, area, jnp.inf)
+    steep = numerics.safe_norm(gradient)[:, None]
+    gradient = gradient * jnp.minimum(1.0, 0.5 / jnp.maximum(steep, 1e-6))
+    return numerics.normalize(normal - gradient)
 
 
-def _reduce(image: Float[Array, "h w c"], factor: int) -> Float[Array, "h2 w2 c"]:
+def _reduce(
+    image: Float[np.ndarray, "h w c"], factor: int
+) -> Float[np.ndarray, "h2 w2 c"]:
     """Mean of factor x factor blocks."""
     height, width, channels = image.shape
     blocks = image.reshape(height // factor, factor, width // factor, factor, channels)
-    return jnp.mean(blocks, axis=(1, 3))
+    return blocks.mean(axis=(1, 3))

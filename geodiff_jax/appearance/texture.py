@@ -120,7 +120,7 @@ def _iris(
     pupil = float(look.pupil_radius)
     t = np.clip((radius - pupil) / (0.0058 - pupil), 0.0, 1.0)
     collarette = np.exp(-(((t - 0.28 - 0.05 * fibres) / 0.16) ** 2))
-    stroma = np.array([0.16, 0.25, 0.36])
+    stroma = np.array([0.13, 0.25, 0.40])
     brown = np.exp(-(0.9 + 1.6 * depth) * np.array([0.95, 1.75, 2.9]))
     share = np.clip(1.7 * depth + 0.35 * collarette * (0.3 + depth), 0.0, 1.0)[:, None]
     color = stroma + share * (brown - stroma)
