@@ -1,10 +1,12 @@
 """Runs tell where they are, and leave a record."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import geodiff_jax
 from geodiff_jax import reporting
@@ -74,9 +76,10 @@ def test_no_revision_without_git(monkeypatch):
     assert reporting.git_revision() is None
 
 
-def test_peak_memory_grows_with_what_is_held():
-    before = reporting.peak_memory_mb()
-    # Far above what allocators keep in reserve.
-    held = np.ones(int(before * 1e6 / 8 + 2e7))
-    assert reporting.peak_memory_mb() > before
-    assert held.any()
+def test_peak_memory_is_what_the_system_says():
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("only Linux keeps a second account of it")
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    expected = float(lines["VmHWM"].split()[0]) * 1024 / 1e6
+    assert reporting.peak_memory_mb() == pytest.approx(expected, rel=0.02)

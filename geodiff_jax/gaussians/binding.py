@@ -82,23 +82,22 @@ def seed(
     areas = np.asarray(mesh.face_areas(vertices, faces), np.float64)
     density = areas if weights is None else areas * np.asarray(weights)
     shares = _shares(density, count=count, minimum=minimum)
-    binding = Binding(jnp.asarray(np.repeat(np.arange(len(shares)), shares)))
-    corners = vertices[faces[binding.face]]
-    barycentrics = _stratified(key, shares)
-    positions = jnp.sum(barycentrics[..., None] * corners, axis=1)
+    face = np.repeat(np.arange(len(shares)), shares)
+    corners = np.asarray(vertices)[np.asarray(faces)[face]]
+    positions = np.sum(_stratified(key, shares)[..., None] * corners, axis=1)
 
-    spacing = np.sqrt(areas / np.maximum(shares, 1))[np.asarray(binding.face)]
+    spacing = np.sqrt(areas / np.maximum(shares, 1))[face]
     deviation = np.maximum(spread * spacing, _SMALLEST_SCALE)
     # Second axis: the normal of the triangle's frame.
     scales = deviation[:, None] * np.array([1.0, flatness, 1.0])
-    quaternion = _carried(binding, vertices, faces)[1]
-    logits = numerics.logit(jnp.full(count, opacity, positions.dtype))
+    binding = Binding(jnp.asarray(face))
+    dtype = vertices.dtype
     world = Gaussians(
-        means=positions,
-        quaternions=quaternion,
-        log_scales=jnp.log(jnp.asarray(scales, positions.dtype)),
-        opacity_logits=logits,
-        sh=jnp.zeros((count, (sh_degree + 1) ** 2, 3), positions.dtype),
+        means=jnp.asarray(positions, dtype),
+        quaternions=_carried(binding, vertices, faces)[1],
+        log_scales=jnp.asarray(np.log(scales), dtype),
+        opacity_logits=jnp.full(count, np.log(opacity / (1 - opacity)), dtype),
+        sh=jnp.zeros((count, (sh_degree + 1) ** 2, 3), dtype),
         alive=jnp.ones(count, bool),
     )
     return to_local(world, binding, vertices, faces), binding
@@ -199,7 +198,7 @@ def _shares(
 
 def _stratified(
     key: Key[Array, ""], shares: Int[np.ndarray, " f"]
-) -> Float[Array, "n 3"]:
+) -> Float[np.ndarray, "n 3"]:
     """Barycentric coordinates, evenly spread within each triangle.
 
     A golden (R2) sequence with a random start per triangle, folded from the square;
@@ -208,13 +207,8 @@ def _stratified(
     starts = np.concatenate([[0], np.cumsum(shares)[:-1]])
     rank = np.arange(shares.sum()) - np.repeat(starts, shares)
     plastic = 1.32471795724474602596
-    steps = rank[:, None] * np.array([1 / plastic, 1 / plastic**2])
-    offsets = jnp.repeat(
-        jax.random.uniform(key, (len(shares), 2)),
-        jnp.asarray(shares),
-        axis=0,
-        total_repeat_length=int(shares.sum()),
-    )
-    square = (jnp.asarray(steps % 1.0, offsets.dtype) + offsets) % 1.0
-    folded = jnp.where(jnp.sum(square, axis=1, keepdims=True) > 1, 1 - square, square)
-    return jnp.concatenate([1 - jnp.sum(folded, axis=1, keepdims=True), folded], axis=1)
+    offsets = np.asarray(jax.random.uniform(key, (len(shares), 2)), np.float64)
+    square = rank[:, None] * np.array([1 / plastic, 1 / plastic**2])
+    square = (square + np.repeat(offsets, shares, axis=0)) % 1.0
+    folded = np.where(square.sum(axis=1, keepdims=True) > 1, 1 - square, square)
+    return np.concatenate([1 - folded.sum(axis=1, keepdims=True), folded], axis=1)
