@@ -81,7 +81,7 @@ class Camera:
 
 def pinhole(
     *,
-    focal: float,
+    focal: Float[Array, ""] | float,
     width: int,
     height: int,
     camera_from_world: jaxlie.SE3 | None = None,
@@ -119,7 +119,7 @@ def look_at(
     target: Float[Array, "3"],
     *,
     up: Float[Array, "3"],
-    focal: float,
+    focal: Float[Array, ""] | float,
     width: int,
     height: int,
 ) -> Camera:

@@ -115,7 +115,7 @@ def smooth(
     degree = jnp.maximum(degree, 1.0)[:, None]
     keep = anchors[:, None]
 
-    def step(_: int, current: Float[Array, "p c"]) -> Float[Array, "p c"]:
+    def step(_: Int[Array, ""], current: Float[Array, "p c"]) -> Float[Array, "p c"]:
         total = jnp.zeros_like(current).at[start].add(current[end])
         total = total.at[end].add(current[start])
         return keep * values + (1.0 - keep) * total / degree
