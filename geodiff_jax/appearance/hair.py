@@ -186,7 +186,7 @@ def _scalp(body: _Body, look: Look) -> _Strands:
     seed, count = int(look.seed), SCALP_STRANDS
     generator = np.random.default_rng(seed + 200)
     inside = skin.hairline(body.surface, look)
-    weight = noise.smoothstep(-0.001, 0.012, inside)
+    weight = noise.smoothstep(-0.001, 0.012, inside) * _clear_of_ears(body)
     roots = body.roots(weight * (inside > -0.002), count, seed + 201)
     length = float(look.hair_length) * generator.uniform(0.72, 1.0, count)
     edge = noise.smoothstep(0.0, 0.025, body.at(roots, inside[:, None])[:, 0])
@@ -196,7 +196,9 @@ def _scalp(body: _Body, look: Look) -> _Strands:
     points = _curl(points, look, generator)
     alive = (float(look.hair_length) >= 0.001) & ~_crosses_face(body, points)
     thick = np.interp(
-        float(look.hair_length), [0.0, 0.02, 0.08, 0.3], [0.8, 1.1, 1.5, 1.9]
+        float(look.hair_length),
+        [0.0, 0.01, 0.03, 0.08, 0.3],
+        [0.5, 0.65, 1.1, 1.5, 1.9],
     )
     width = 1e-3 * thick * generator.uniform(0.6, 1.2, count) * alive
     # Whole locks share a tint; single hairs differ from it.
@@ -207,6 +209,17 @@ def _scalp(body: _Body, look: Look) -> _Strands:
     white = np.clip(grey, 0.0, 0.92) * (float(look.grey) > 0.02)
     color = appearance.hair_color(look, white=white) * tint[:, None]
     return roots, points, width, np.clip(color, 0.004, 0.9)
+
+
+def _clear_of_ears(body: _Body) -> Float[np.ndarray, " v"]:
+    """0 for skin close under the ears, where hair would grow through them."""
+    regions = body.head.regions
+    ears = np.asarray(regions["left_ear"]) | np.asarray(regions["right_ear"])
+    if not ears.any():
+        return np.ones(len(ears))
+    template = np.asarray(body.head.template)
+    distance = scipy.spatial.cKDTree(template[ears]).query(template)[0]
+    return noise.smoothstep(0.005, 0.011, distance)
 
 
 def _taper(
@@ -416,7 +429,7 @@ def _eye_lashes(
         root = _margin_roots(eye, middle[margin], margin, x, up)
         roots.append(root)
         reach = float(look.lashes) * (0.45 + 0.55 * np.sin(np.pi * outward**1.3))
-        reach = reach * (1.0 if up > 0 else 0.5)
+        reach = reach * (1.0 if up > 0 else 0.38)
         reach = reach * (1.0 - 0.35 * np.random.default_rng(7).uniform(size=count))
         x = x + 0.0006 * np.random.default_rng(8).normal(size=count)
         points.append(_lash_curves(body, eye, root, reach, x, up))

@@ -125,7 +125,7 @@ def sample_look(key: Key[Array, ""]) -> Look:
         "eumelanin": eumelanin,
         "pheomelanin": 1.0 if red > 0.9 else 0.5 * red * fair,
         "grey": grey,
-        "brow_thickness": 0.0052 + 0.0045 * next(draws) - 0.001 * beardless,
+        "brow_thickness": 0.0068 + 0.0042 * next(draws) - 0.002 * beardless,
         "brow_density": 0.5 + 0.5 * next(draws),
         "lashes": 0.005 + 0.002 * next(draws) + 0.002 * beardless,
         "stubble": shadow * next(draws),

@@ -33,6 +33,7 @@ def albedo(
     color = appearance.skin_color(np.maximum(melanin, 0.02), np.maximum(blood, 0.05))
     color = color * (1.0 - 0.62 * crease)[:, None]
     color = _lids(surface, anatomy, look, color)
+    color = color * (1.0 - 0.88 * _nostrils(surface, anatomy))[:, None]
     color = _hairs(surface, anatomy, look, color)
     depth = 0.35 + 0.65 * noise.smoothstep(0.0, 0.5, surface.openness)
     color = color * depth[:, None] ** np.array([0.75, 1.0, 1.0])
@@ -74,7 +75,7 @@ def _complexion(
     around_mouth = _bump(surface, marks[[48, 54]].mean(axis=0), 0.028)
     rosy = 0.10 + 0.25 * float(look.blood)
     blood = float(look.blood) * (1.0 + 0.22 * broad * (0.4 + float(look.blotches)))
-    blood += rosy * (0.75 * cheeks + 0.75 * nose + 0.9 * ears + 0.4 * chin)
+    blood += rosy * (0.75 * cheeks + 0.75 * nose + 0.9 * ears + 0.2 * chin)
     blood += (0.04 + 0.06 * float(look.blotches)) * patchy + 0.02 * fine
     blood += 0.05 * under_eyes - 0.05 * surface.weights["forehead"]
     uneven = 0.05 + 0.05 * float(look.blotches) + 0.06 * float(look.age)
@@ -118,9 +119,21 @@ def _lips(
     near = surface.position[:, 2] > marks[[48, 54], 2].mean() - 0.02
     uneven = 0.0004 * noise.value_noise(surface.position, wavelength=0.004, seed=5)
     distance = anatomy.lips.at(surface.position) + uneven
-    vermilion = noise.smoothstep(0.0011, -0.0011, distance) * near
+    vermilion = noise.smoothstep(0.0015, -0.0012, distance) * near
     slit = noise.smoothstep(0.0011, 0.0, anatomy.slit.at(surface.position))
     return vermilion, slit * near
+
+
+def _nostrils(surface: Surface, anatomy: Anatomy) -> Float[np.ndarray, " n"]:
+    """The dark of the nostrils, on what faces down under the wings of the nose."""
+    marks = anatomy.marks
+    dark = np.zeros(len(surface.position))
+    for wing in (31, 35):
+        centre = 0.45 * marks[wing] + 0.55 * marks[33]
+        centre = centre + np.array([0.0, 0.001, 0.001])
+        offset = (surface.position - centre) / np.array([0.0034, 0.0032, 0.0042])
+        dark = np.maximum(dark, noise.smoothstep(1.25, 0.7, np.sum(offset**2, axis=1)))
+    return dark * noise.smoothstep(0.05, -0.45, surface.normal[:, 1])
 
 
 def _lids(
@@ -134,6 +147,9 @@ def _lids(
         zone = ahead & close & surface.parts["skin"]
         upper = noise.smoothstep(-0.002, 0.002, _above_corners(surface, eye.contour))
         shade = np.exp(-np.maximum(distance, 0.0) / 0.0045) * (0.12 + 0.10 * upper)
+        fold = np.exp(-(((distance - 0.0050) / 0.0009) ** 2)) * upper
+        away = np.linalg.norm(surface.position - eye.contour.mean(axis=0), axis=1)
+        shade = shade + 0.16 * fold * noise.smoothstep(0.021, 0.012, away)
         reach = 0.0005 + 0.0011 * upper * float(look.lashes) / 0.009
         line = noise.smoothstep(2.2 * reach, 0.3 * reach, distance)
         strength = (0.30 + 0.58 * upper) * line * zone
@@ -179,20 +195,25 @@ def scalp_cover(surface: Surface, look: Look) -> Float[np.ndarray, " n"]:
         surface.position, wavelength=0.005, octaves=3, seed=int(look.seed) + 19
     )
     edge = noise.smoothstep(0.0, 0.014, inside + ragged)
-    return (0.5 + 0.42 * float(look.hair_density)) * edge
+    speckle = noise.fractal(
+        surface.position, wavelength=0.0012, octaves=2, seed=int(look.seed) + 23
+    )
+    return (0.5 + 0.42 * float(look.hair_density)) * edge * (0.92 + 0.12 * speckle)
 
 
 def hairline(surface: Surface, look: Look) -> Float[np.ndarray, " n"]:
     """Metres inside the look's own hairline: recession eats in from the temples."""
+    ears = surface.weights["left_ear"] + surface.weights["right_ear"]
+    bare = surface.hairline - 0.05 * np.minimum(4.0 * ears, 1.0)
     scalp = surface.position[surface.hairline > 0.0]
     if len(scalp) == 0:
-        return surface.hairline
+        return bare
     top, side = scalp[:, 1].max(), np.abs(scalp[:, 0]).max()
     front = surface.position[:, 2] / max(scalp[:, 2].max(), 1e-3)
     height = (top - surface.position[:, 1]) / side
     temple = np.exp(-(((np.abs(surface.position[:, 0]) / side - 0.55) / 0.25) ** 2))
     eaten = 0.034 * temple + 0.012
-    return surface.hairline - float(look.recession) * eaten * np.clip(
+    return bare - float(look.recession) * eaten * np.clip(
         1.2 * front + 0.3, 0.0, 1.0
     ) * np.clip(1.6 - height, 0.0, 1.0)
 

@@ -84,6 +84,8 @@ def finish(head: HeadModel, look: Look) -> Float[np.ndarray, "v 3"]:
     values = np.tile(np.array([0.52, 0.028, 1.0], np.float32), (head.num_vertices, 1))
     oily = regions["nose"] | regions["forehead"]
     values[:, 0] -= 0.08 * float(look.oil) * (1.0 + 0.5 * oily)
+    if float(look.hair_length) >= 0.001:
+        values[regions["scalp"], :2] = [0.8, 0.012]
     values[regions["lips"]] = [0.38, 0.032, 0.9]
     for name in ("mouth_interior", "tongue"):
         values[regions[name]] = [0.36, 0.03, 0.4]

@@ -120,9 +120,13 @@ def _iris(
     pupil = float(look.pupil_radius)
     t = np.clip((radius - pupil) / (0.0058 - pupil), 0.0, 1.0)
     collarette = np.exp(-(((t - 0.28 - 0.05 * fibres) / 0.16) ** 2))
-    stroma = np.array([0.13, 0.25, 0.40])
+    # Little melanin filters blue to green and hazel; much hides the blue altogether.
+    stroma = np.array([0.14, 0.26, 0.40]) * np.exp(-depth * np.array([0.2, 0.7, 3.4]))
     brown = np.exp(-(0.9 + 1.6 * depth) * np.array([0.95, 1.75, 2.9]))
-    share = np.clip(1.7 * depth + 0.35 * collarette * (0.3 + depth), 0.0, 1.0)[:, None]
+    share = noise.smoothstep(
+        0.25, 0.75, depth + 0.35 * collarette * min(1.0, 3 * depth)
+    )
+    share = share[:, None]
     color = stroma + share * (brown - stroma)
     color = color * (1.0 + 0.38 * fibres + 0.30 * collarette)[:, None]
     limbus = noise.smoothstep(0.70, 1.0, t)
