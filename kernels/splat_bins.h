@@ -184,7 +184,8 @@ inline void ProjectChunk(const Scene& scene, const View<F>& view, int64_t begin,
       const bool finite = std::fabs(x[l]) < 1e30f && std::fabs(y[l]) < 1e30f &&
                           std::fabs(b[l]) < INFINITY && a[l] > 0.0f && c[l] > 0.0f &&
                           var_x[l] < 1e30f && var_y[l] < 1e30f;
-      if (finite && z[l] >= scene.near && z[l] <= kFarPlane && z[l] > 0.0f &&
+      const bool lens = scene.intrinsics[0] != 0.0f && scene.intrinsics[1] != 0.0f;
+      if (finite && lens && z[l] >= scene.near && z[l] <= kFarPlane && z[l] > 0.0f &&
           opacity[l] >= kMinAlpha && opacity[l] < 1e30f) {
         Record& r = bins->records[first + l];
         const float reach = std::log(255.0f * opacity[l]);

@@ -6,6 +6,7 @@ differentiation gives its gradients. Memory stays bounded: pixels and Gaussians 
 taken in chunks, and chunks are recomputed in the backward pass.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -90,48 +91,49 @@ def project(
     antialiased: bool,
 ) -> Projected:
     """EWA projection with gsplat 1.6's conventions; camera (3, 4), intrinsics (4,)."""
-
-    def attempt(
-        local: jax.Array, q: jax.Array, s: jax.Array, o: jax.Array
-    ) -> Projected:
-        return _project_local(
-            local, q, s, o, camera, intrinsics, width, height, near, antialiased
-        )
-
-    local = _matmul(means, camera[:, :3].T) + camera[:, 3]
-    given = (local, quaternions, scales, opacities)
-    visible = attempt(*jax.lax.stop_gradient(given)).visible
-    # Culled ones are replaced before any arithmetic that may overflow, whose gradient
+    given = (means, quaternions, scales, opacities, camera, intrinsics)
+    attempt = functools.partial(
+        _project, size=(width, height), near=near, antialiased=antialiased
+    )
+    visible = attempt(*jax.lax.stop_gradient(given), None).visible
+    some, each = jnp.any(visible), visible[:, None]
+    # What is culled is replaced before any arithmetic that may overflow, whose gradient
     # would be 0 * inf.
-    harmless = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.5)
-    safe = [
-        jnp.where(
-            visible.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.asarray(h, x.dtype)
-        )
-        for x, h in zip(given, harmless, strict=True)
-    ]
-    return attempt(*safe)._replace(visible=visible)
+    safe = (
+        jnp.where(each, means, 0.0),
+        jnp.where(each, quaternions, 1.0),
+        jnp.where(each, scales, 1.0),
+        jnp.where(visible, opacities, 0.5),
+        jnp.where(some, camera, 0.0),
+        jnp.where(some, intrinsics, 1.0),
+    )
+    return attempt(*safe, visible)
 
 
-def _project_local(
-    local: jax.Array,
+def _project(
+    means: jax.Array,
     quaternions: jax.Array,
     scales: jax.Array,
     opacities: jax.Array,
     camera: jax.Array,
     intrinsics: jax.Array,
-    width: int,
-    height: int,
+    known_visible: jax.Array | None,
+    *,
+    size: tuple[int, int],
     near: float,
     antialiased: bool,
 ) -> Projected:
-    """Projects Gaussians whose centres are in the camera's frame."""
+    """Projects; finds out what is visible unless that is known already."""
+    local = _matmul(means, camera[:, :3].T) + camera[:, 3]
+    if known_visible is not None:
+        local = jnp.where(known_visible[:, None], local, jnp.eye(3)[2])
     focal, centre = intrinsics[:2], intrinsics[2:]
     z = local[:, 2:]
     slope = local[:, :2] / z
-    size = jnp.asarray([width, height], local.dtype)
+    end = jnp.asarray(size, local.dtype)
+    margin = 0.15 * end
     clamped = jnp.clip(
-        slope, -(centre + 0.15 * size) / focal, (size - centre + 0.15 * size) / focal
+        slope, -(centre + margin) / focal, (end - centre + margin) / focal
     )
     axes = _matmul(camera[:, :3], _rotations(quaternions))
     spread = (axes[:, :2] - clamped[..., None] * axes[:, 2:]) * scales[:, None, :]
@@ -150,9 +152,12 @@ def _project_local(
         opacities = opacities * jnp.where(above, root, MIN_COMPENSATION)
     pixels = focal * slope + centre
     depths = z[:, 0]
+    if known_visible is not None:
+        return Projected(pixels, conics, depths, opacities, known_visible)
     visible = (depths >= near) & (depths > 0) & (depths <= FAR_PLANE)
     visible &= (opacities >= MIN_ALPHA) & (opacities < 1e30)
     visible &= jnp.all(jnp.abs(pixels) < 1e30, -1) & (var_x < 1e30) & (var_y < 1e30)
+    visible &= jnp.all(focal != 0)
     visible &= jnp.isfinite(conics[:, 1]) & (conics[:, 0] > 0) & (conics[:, 2] > 0)
     return Projected(pixels, conics, depths, opacities, visible)
 
@@ -185,7 +190,8 @@ def blend(
     visible = projected.visible
     order = jnp.argsort(jnp.where(visible, projected.depths, jnp.inf), stable=True)
     count, channels = features.shape
-    values = jnp.concatenate([features, projected.depths[:, None]], -1)
+    depths = projected.depths[:, None]
+    values = jnp.concatenate([features, depths, jnp.ones_like(depths)], -1)
     rows = jnp.concatenate(
         [
             projected.means,
@@ -198,60 +204,56 @@ def blend(
     # Padding has opacity 0 and shows nowhere.
     rows = jnp.pad(rows, ((0, -count % _GAUSSIANS), (0, 0)))
     rows = rows.reshape(-1, _GAUSSIANS, rows.shape[-1])
+    chunk = max(1, min(_PIXELS, width * height))
     indices = jnp.arange(width * height)
-    indices = jnp.pad(indices, (0, -indices.size % _PIXELS)).reshape(-1, _PIXELS)
+    indices = jnp.pad(indices, (0, -indices.size % chunk)).reshape(-1, chunk)
 
-    @jax.checkpoint
-    def pixels_chunk(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def blend_pixels(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = (pixels % width).astype(rows.dtype) + 0.5
         y = (pixels // width).astype(rows.dtype) + 0.5
-
-        @jax.checkpoint
-        def step(
-            carry: tuple[jax.Array, jax.Array], chunk: jax.Array
-        ) -> tuple[tuple[jax.Array, jax.Array], None]:
-            transmittance, sums = carry
-            return _blend_chunk(transmittance, sums, x, y, chunk), None
-
-        start = (
-            jnp.ones((_PIXELS,), rows.dtype),
-            jnp.zeros((_PIXELS, channels + 1), rows.dtype),
+        start = _Blended(
+            jnp.ones((chunk,), rows.dtype),
+            jnp.zeros((channels + 2, chunk), rows.dtype),
+            jnp.zeros((chunk,), bool),
         )
-        (transmittance, sums), _ = jax.lax.scan(step, start, rows)
-        return jnp.abs(transmittance), sums
+        blend_one = functools.partial(_blend_one, x, y)
+        # Only what stands between chunks is kept for the backward pass.
+        blend_some = jax.checkpoint(lambda b, some: jax.lax.scan(blend_one, b, some))
+        end, _ = jax.lax.scan(blend_some, start, rows)
+        return end.transmittance, end.sums
 
-    transmittance, sums = jax.lax.map(pixels_chunk, indices)
-    shape = (height, width)
-    transmittance = transmittance.reshape(-1)[: width * height].reshape(shape)
-    sums = sums.reshape(-1, channels + 1)[: width * height]
-    sums = sums.reshape(*shape, channels + 1)
-    image = sums[..., :channels] + transmittance[..., None] * background
-    return image, 1.0 - transmittance, sums[..., channels]
+    transmittance, sums = jax.lax.map(jax.checkpoint(blend_pixels), indices)
+    transmittance = transmittance.reshape(-1)[: width * height, None]
+    sums = jnp.moveaxis(sums, 1, 2).reshape(-1, channels + 2)[: width * height]
+    image = sums[:, :channels] + transmittance * background
+    depth, alpha = sums[:, channels:].reshape(height, width, 2).transpose(2, 0, 1)
+    return image.reshape(height, width, channels), alpha, depth
 
 
-def _blend_chunk(
-    transmittance: jax.Array,
-    sums: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
-    rows: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Blends a few Gaussians; a pixel that has stopped has negative transmittance."""
-    dx, dy = x[:, None] - rows[:, 0], y[:, None] - rows[:, 1]
-    a, b, c, opacity = rows[:, 2], rows[:, 3], rows[:, 4], rows[:, 5]
-    sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
-    raw = opacity * jnp.exp(-jnp.maximum(sigma, 0.0))
-    shows = (sigma >= 0) & (raw >= MIN_ALPHA)
-    alpha = jnp.where(shows, jnp.where(raw > MAX_ALPHA, MAX_ALPHA, raw), 0.0)
-    stopped = transmittance < 0
-    left = jnp.abs(transmittance)[:, None] * jnp.cumprod(1.0 - alpha, axis=1)
+class _Blended(NamedTuple):
+    """Pixels on their way from front to back."""
+
+    transmittance: jax.Array
+    sums: jax.Array
+    stopped: jax.Array
+
+
+def _blend_one(
+    x: jax.Array, y: jax.Array, pixels: _Blended, row: jax.Array
+) -> tuple[_Blended, None]:
+    """Blends one Gaussian: x, y, a, b, c, opacity, then what is to be summed."""
+    dx, dy = x - row[0], y - row[1]
+    sigma = 0.5 * (row[2] * dx * dx + row[4] * dy * dy) + row[3] * dx * dy
+    raw = row[5] * jnp.exp(-jnp.maximum(sigma, 0.0))
+    alpha = jnp.where(raw > MAX_ALPHA, MAX_ALPHA, raw)
+    left = pixels.transmittance * (1.0 - alpha)
+    shows = (sigma >= 0) & (raw >= MIN_ALPHA) & ~pixels.stopped
     goes_on = left > MIN_TRANSMITTANCE
-    shows &= goes_on & ~stopped[:, None]
-    alpha = jnp.where(shows, alpha, 0.0)
-    passed = jnp.cumprod(1.0 - alpha, axis=1)
-    before = jnp.concatenate([jnp.ones_like(passed[:, :1]), passed[:, :-1]], 1)
-    start = jnp.abs(transmittance)
-    weights = alpha * before * start[:, None]
-    sums = sums + _matmul(weights, rows[:, 6:])
-    end = start * passed[:, -1]
-    return jnp.where(stopped | ~jnp.all(goes_on, 1), -end, end), sums
+    blends = shows & goes_on
+    weights = jnp.where(blends, alpha * pixels.transmittance, 0.0)
+    blended = _Blended(
+        jnp.where(blends, left, pixels.transmittance),
+        pixels.sums + weights * row[6:, None],
+        pixels.stopped | (shows & ~goes_on),
+    )
+    return blended, None
