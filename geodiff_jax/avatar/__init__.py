@@ -1,0 +1,1 @@
+"""Rigged Gaussian avatars: bound to a head, posed by its parameters."""

@@ -1,0 +1,1 @@
+"""Optimisation: of avatars now, one jitted step over plain pytrees."""
