@@ -43,11 +43,13 @@ def load() -> head_model.HeadModel:
         eyelid_basis=_metres(expressions[blinks]),
         joint_template=_metres(procedural_rig.JOINTS),
         joint_identity_basis=_metres(np.stack([joints for _, joints in moves])),
-        joint_drivers=jnp.asarray(procedural_expressions.joint_drivers(), jnp.float32),
-        skinning_weights=jnp.asarray(weights, jnp.float32),
-        faces=jnp.asarray(anatomy.faces, jnp.int32),
-        uv=jnp.asarray(anatomy.uv, jnp.float32),
-        uv_faces=jnp.asarray(anatomy.uv_faces, jnp.int32),
+        joint_drivers=jnp.asarray(
+            procedural_expressions.joint_drivers().astype(np.float32)
+        ),
+        skinning_weights=jnp.asarray(weights.astype(np.float32)),
+        faces=jnp.asarray(anatomy.faces.astype(np.int32)),
+        uv=jnp.asarray(anatomy.uv.astype(np.float32)),
+        uv_faces=jnp.asarray(anatomy.uv_faces.astype(np.int32)),
         landmarks=procedural_rig.landmark_embedding(anatomy),
         irises=procedural_rig.iris_embedding(anatomy),
         regions=procedural_rig.regions(anatomy),
@@ -58,7 +60,7 @@ def load() -> head_model.HeadModel:
 
 
 def _metres(millimetres: np.ndarray) -> Float[Array, "..."]:
-    return jnp.asarray(millimetres * METRES, jnp.float32)
+    return jnp.asarray(np.asarray(millimetres * METRES, np.float32))
 
 
 def sample_identity(

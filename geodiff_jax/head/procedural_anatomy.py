@@ -87,13 +87,16 @@ def _nested_uv(
     `opposite` is the vertex across the opening from each one.
     """
     middle = 0.5 * (contour + contour[opposite])
-    centre = contour.mean(axis=0)
-    rings = [
-        centre
-        + (middle - centre) * np.array([wide, 1.0])
-        + (contour - middle) * np.array([1.0, tall])
-        for tall, wide in shrink
-    ]
+    height = contour[:, 1] - middle[:, 1]
+    order = np.argsort(middle[:, 0])
+    along = middle[order, 0]
+    centre = 0.5 * (along[0] + along[-1])
+    rings = []
+    for tall, wide in shrink:
+        x = centre + (contour[:, 0] - centre) * wide
+        y = np.interp(x, along, middle[order, 1])
+        opening = np.interp(x, along, np.abs(height[order]))
+        rings.append(np.stack([x, y + tall * np.sign(height) * opening], axis=-1))
     return np.stack(rings)
 
 
@@ -179,8 +182,8 @@ def _nostril(loop: np.ndarray, edge: np.ndarray, edge_points: np.ndarray) -> _Bl
     rings, end, rim = features.nostril_rings(edge)
     flat = _skin_uv(rim)
     centre = flat.mean(axis=0)
-    inner = [centre + (flat - centre) * share for share in (0.66, 0.33, 0.0)]
-    inner_uv = np.concatenate([inner[0], inner[1], inner[2][:1]])
+    inner = [centre + (flat - centre) * share for share in (0.75, 0.5, 0.25)]
+    inner_uv = np.concatenate([*inner, centre[None]])
     return _ring_block(
         "left_nostril", loop, rings, end[None], rim[None], inner_uv, edge_points
     )
@@ -194,7 +197,7 @@ def _mouth(loop: np.ndarray, edge: np.ndarray, edge_points: np.ndarray) -> _Bloc
     lips = _nested_uv(
         _skin_uv(chart[-1]),
         opposite,
-        [(1.0 - 0.88 * way, 1.0 - 0.06 * way) for way in ways],
+        [(1.0 - 0.88 * way, 1.0 - 0.12 * way) for way in ways],
     )
     bag = _bag_uv(len(features.BAG), count)
     end = rings[-1].mean(axis=0) - np.array([0.0, 0.0, 4.0])

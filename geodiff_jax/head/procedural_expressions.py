@@ -30,6 +30,8 @@ class Pull:
     radii: tuple[float, float]
     push: tuple[float, float]
     depth: float = 0.0
+    swell: float = 0.0
+    """Away from the upright axis of the head."""
     lips: str = "both"
     """Which lip takes part: both, upper or lower."""
 
@@ -93,11 +95,10 @@ EXPRESSIONS: dict[str, Expression] = {
     ),
     "cheekPuff": Expression(
         pulls=(
-            Pull((40, -60), (20, 22), (4.0, 0), 9.0),
-            Pull((52, -50), (18, 20), (5.0, 0), 3.0),
-            Pull((0, -54), (20, 7), (0, 0), 2.5),
-            Pull((0, -82), (20, 8), (0, 0), 2.5),
-            Pull((24, -67), (8, 8), (-2.0, 0), 1.0),
+            Pull((42, -57), (18, 19), (0, 0), swell=7.5),
+            Pull((0, -53), (22, 7), (0, 0), 2.2),
+            Pull((0, -83), (22, 9), (0, 0), 2.2),
+            Pull((24, -67), (8, 8), (-1.5, 0), 0.5),
         )
     ),
     **_sided(
@@ -115,7 +116,7 @@ EXPRESSIONS: dict[str, Expression] = {
         "eyeLookDown",
         (28, 0, 0),
         (28, 0, 0),
-        (("upper", 2.6), ("lower", 5.4), ("crease", 0.5)),
+        (("upper", 1.7), ("lower", 5.7), ("crease", 0.4)),
     ),
     **_gaze("eyeLookIn", (0, -32, 0), (0, 32, 0), ()),
     **_gaze("eyeLookOut", (0, 35, 0), (0, -35, 0), ()),
@@ -145,14 +146,14 @@ EXPRESSIONS: dict[str, Expression] = {
     "jawOpen": Expression(
         pulls=(
             Pull((26, -67), (10, 14), (-3.0, 0.0), 0.8),
-            Pull((48, -62), (14, 26), (-2.4, 0), -1.4),
+            Pull((46, -60), (14, 24), (0, 0), swell=-1.8),
         ),
         joints=((2, (20.0, 0, 0)),),
     ),
     "mouthClose": Expression(
         pulls=(
-            Pull((0, -72), (24, 8), (0, 6.0), -0.5, "lower"),
-            Pull((0, -62), (24, 8), (0, -3.5), -0.5, "upper"),
+            Pull((0, -72), (24, 8), (0, 6.0), -0.5, lips="lower"),
+            Pull((0, -62), (24, 8), (0, -3.5), -0.5, lips="upper"),
         )
     ),
     **_sided(
@@ -177,8 +178,8 @@ EXPRESSIONS: dict[str, Expression] = {
     "mouthFunnel": Expression(
         pulls=(
             Pull((25, -67), (14, 13), (-6.5, 0), 4.0),
-            Pull((0, -59), (17, 9), (0, 2.6), 4.5, "upper"),
-            Pull((0, -75), (17, 10), (0, -3.6), 4.5, "lower"),
+            Pull((0, -59), (17, 9), (0, 2.6), 4.5, lips="upper"),
+            Pull((0, -75), (17, 10), (0, -3.6), 4.5, lips="lower"),
             Pull((38, -64), (14, 18), (-2.4, 0), -1.0),
         )
     ),
@@ -188,8 +189,8 @@ EXPRESSIONS: dict[str, Expression] = {
         "mouthLowerDown",
         Expression(
             pulls=(
-                Pull((13, -74), (12, 9), (1.0, -6.5), 0.4, "lower"),
-                Pull((16, -88), (15, 10), (0.6, -2.5), 0.4, "lower"),
+                Pull((13, -74), (12, 9), (1.0, -6.5), 0.4, lips="lower"),
+                Pull((16, -88), (15, 10), (0.6, -2.5), 0.4, lips="lower"),
             )
         ),
     ),
@@ -197,8 +198,8 @@ EXPRESSIONS: dict[str, Expression] = {
         "mouthPress",
         Expression(
             pulls=(
-                Pull((14, -76), (14, 7), (1.0, 2.4), -1.4, "lower"),
-                Pull((14, -59), (14, 6), (1.0, -1.6), -1.4, "upper"),
+                Pull((14, -76), (14, 7), (1.0, 2.4), -1.4, lips="lower"),
+                Pull((14, -59), (14, 6), (1.0, -1.6), -1.4, lips="upper"),
                 Pull((27, -67), (9, 9), (1.4, 0.4), -0.8),
             )
         ),
@@ -213,14 +214,14 @@ EXPRESSIONS: dict[str, Expression] = {
     ),
     "mouthRollLower": Expression(
         pulls=(
-            Pull((0, -77), (22, 6), (0, 4.2), -2.6, "lower"),
-            Pull((0, -71), (22, 4.5), (0, 1.2), -3.6, "lower"),
+            Pull((0, -77), (22, 6), (0, 4.2), -2.6, lips="lower"),
+            Pull((0, -71), (22, 4.5), (0, 1.2), -3.6, lips="lower"),
         )
     ),
     "mouthRollUpper": Expression(
         pulls=(
-            Pull((0, -58), (22, 5), (0, -3.6), -2.4, "upper"),
-            Pull((0, -63), (22, 4.5), (0, -1.0), -3.4, "upper"),
+            Pull((0, -58), (22, 5), (0, -3.6), -2.4, lips="upper"),
+            Pull((0, -63), (22, 4.5), (0, -1.0), -3.4, lips="upper"),
         )
     ),
     "mouthShrugLower": Expression(
@@ -230,16 +231,18 @@ EXPRESSIONS: dict[str, Expression] = {
         )
     ),
     "mouthShrugUpper": Expression(
-        pulls=(Pull((0, -60), (22, 10), (0, 2.8), 1.4, "upper"),)
+        pulls=(Pull((0, -60), (22, 10), (0, 2.8), 1.4, lips="upper"),)
     ),
     **_sided(
         "mouthSmile",
         Expression(
             pulls=(
-                Pull((27, -67), (15, 13), (7.5, 8.0), -1.2),
-                Pull((12, -68), (10, 8), (1.6, 0.0), -0.6),
-                Pull((44, -36), (18, 18), (1.2, 4.2), 3.0),
-                Pull((29, -50), (6, 12), (0.5, 0.5), -1.4),
+                Pull((27, -67), (14, 12), (6.5, 8.0), -1.6),
+                Pull((13, -62), (10, 7), (2.0, 2.4), -1.2, lips="upper"),
+                Pull((13, -74), (10, 8), (2.0, 0.8), -1.0, lips="lower"),
+                Pull((43, -36), (17, 17), (1.5, 4.5), 3.6),
+                Pull((30, -52), (6, 13), (1.5, 1.5), -1.6),
+                Pull((17, -39), (6, 7), (0.9, 1.0), 0.0),
                 Pull((36, -13), (16, 6), (0, 1.4), 0.5),
             ),
             lids=(("lower", 4.1),),
@@ -250,7 +253,7 @@ EXPRESSIONS: dict[str, Expression] = {
         Expression(
             pulls=(
                 Pull((27, -68), (14, 12), (6.5, -3.0), -1.0),
-                Pull((14, -76), (12, 9), (1.5, -1.4), 0, "lower"),
+                Pull((14, -76), (12, 9), (1.5, -1.4), 0, lips="lower"),
                 Pull((34, -92), (14, 14), (2.0, -2.0), 0.4),
             )
         ),
@@ -259,7 +262,7 @@ EXPRESSIONS: dict[str, Expression] = {
         "mouthUpperUp",
         Expression(
             pulls=(
-                Pull((12, -60), (11, 9), (0.5, 5.5), 0.4, "upper"),
+                Pull((12, -60), (11, 9), (0.5, 5.5), 0.4, lips="upper"),
                 Pull((16, -42), (9, 10), (1.0, 2.2), 0.6),
                 Pull((34, -36), (14, 14), (0, 2.0), 1.2),
             )
@@ -271,7 +274,7 @@ EXPRESSIONS: dict[str, Expression] = {
             pulls=(
                 Pull((14, -38), (8, 9), (0.8, 3.8), 0.4),
                 Pull((9, -10), (8, 10), (-0.5, 2.0), 0.8),
-                Pull((14, -58), (12, 8), (0, 2.2), 0.2, "upper"),
+                Pull((14, -58), (12, 8), (0, 2.2), 0.2, lips="upper"),
                 Pull((26, -40), (10, 12), (0, 2.0), 1.2),
             )
         ),
@@ -279,9 +282,7 @@ EXPRESSIONS: dict[str, Expression] = {
 }
 
 
-def _side_share(
-    anatomy: Anatomy, side: str, x: Float[np.ndarray, " v"]
-) -> Float[np.ndarray, " v"]:
+def _side_share(side: str, x: Float[np.ndarray, " v"]) -> Float[np.ndarray, " v"]:
     if side == "both":
         return np.ones_like(x)
     return rig.smooth_step(x if side == "left" else -x, -9.0, 9.0)
@@ -303,7 +304,7 @@ def _lip_share(anatomy: Anatomy, lips: str) -> Float[np.ndarray, " v"]:
     return share
 
 
-def _height_map(anatomy: Anatomy) -> interpolate.RectBivariateSpline:
+def _height_map() -> interpolate.RectBivariateSpline:
     """The face's z over x and y, without nose and lips."""
     x, y = np.linspace(0.0, 56.0, 29), np.linspace(-112.0, 60.0, 80)
     grid_x, grid_y = np.meshgrid(x, y, indexing="ij")
@@ -312,12 +313,16 @@ def _height_map(anatomy: Anatomy) -> interpolate.RectBivariateSpline:
 
 
 def _pulled(
-    anatomy: Anatomy, expression: Expression, height: interpolate.RectBivariateSpline
+    anatomy: Anatomy,
+    expression: Expression,
+    height: interpolate.RectBivariateSpline,
 ) -> Float[np.ndarray, "v 3"]:
     points = anatomy.points
     folded = np.abs(points[:, 0])
-    moved = np.zeros_like(points)
+    moved, swollen = np.zeros_like(points), np.zeros_like(points)
     soft = rig.smooth_step(points[:, 2], 8.0, 40.0) * _softness(anatomy)
+    outwards = (points - np.array([0.0, 0.0, 10.0])) * np.array([1.0, 0.0, 1.0])
+    outwards /= np.linalg.norm(outwards, axis=1, keepdims=True) + 1e-9
     for pull in expression.pulls:
         offset = (np.stack([folded, points[:, 1]], 1) - pull.centre) / pull.radii
         weight = np.exp(-np.sum(offset * offset, axis=1))
@@ -334,13 +339,15 @@ def _pulled(
         moved[:, 0] += np.sign(points[:, 0]) * weight_difference * share * pull.push[0]
         moved[:, 1] += weight_sum * share * pull.push[1]
         moved[:, 2] += weight_sum * share * pull.depth
-    moved *= _side_share(anatomy, expression.side, points[:, 0])[:, None]
+        swollen += (weight_sum * share * pull.swell)[:, None] * outwards
+    side = _side_share(expression.side, points[:, 0])[:, None]
+    moved *= side
     inside = np.clip(folded, 0, 56)
     target = np.clip(np.abs(points[:, 0] + moved[:, 0]), 0, 56)
     before = height.ev(inside, np.clip(points[:, 1], -112, 60))
     after = height.ev(target, np.clip(points[:, 1] + moved[:, 1], -112, 60))
     moved[:, 2] += (after - before) * soft
-    return moved
+    return moved + swollen * side
 
 
 def _softness(anatomy: Anatomy) -> Float[np.ndarray, " v"]:
@@ -416,7 +423,7 @@ def basis(
     anatomy: Anatomy, weights: Float[np.ndarray, "v 5"]
 ) -> Float[np.ndarray, "e v 3"]:
     """All expressions in order, millimetres."""
-    height = _height_map(anatomy)
+    height = _height_map()
     return np.stack(
         [displacement(anatomy, name, height, weights) for name in EXPRESSIONS]
     )

@@ -46,7 +46,12 @@ def eye_margins(
     upper = np.sin(np.pi * ease**0.92) ** power_upper * opening.upper
     lower = np.sin(np.pi * ease**1.12) ** power_lower * opening.lower
     closed, risen = opening.closure
-    lower = lower - risen * np.sin(np.pi * share)
+    # Near the corners both margins go to a line between them.
+    corner = 0.45 * (
+        np.exp(-((share / 0.16) ** 2)) + np.exp(-(((1 - share) / 0.16) ** 2))
+    )
+    rise = risen * np.sin(np.pi * share) + closed * corner * (upper + lower)
+    lower = lower - rise
     upper = upper + (-lower - upper) * closed
     raise_by = np.array([0.0, 1.0])
     return line + upper[:, None] * raise_by, line - lower[:, None] * raise_by
@@ -73,7 +78,7 @@ def eye_rings(
     fold = np.exp(-(((ring - 0.36) / 0.13) ** 2)) * upper_share * opening.crease
     fold *= 1.0 - 0.6 * opening.closure[0]
     points[..., 2] -= fold
-    thicker = 0.9 * opening.closure[0] * upper_share
+    thicker = 0.6 * opening.closure[0] * upper_share**1.5
     points = shell.over_eyeball(points, clearance=opening.thickness + thicker)
     return np.concatenate([points, _behind_lids(points[-1])]), skin_chart
 
@@ -103,7 +108,7 @@ BAG = np.array(
 )
 """The mouth bag, ring by ring, behind the line where the lips meet, mm."""
 MOUTH_HALF_WIDTH = 25.0
-MOUTH_COUNT = 64
+MOUTH_COUNT = 68
 """Vertices of each ring of the mouth: those of its hole's edge."""
 
 # Upper border, meeting line and lower border by the share of the mouth's half width.
@@ -121,8 +126,8 @@ LIPS = np.array(
     ]
 )
 # Height of the lips over the shell at the midline, by the way from border to meeting.
-UPPER_LIP = np.array([(0.0, 2.6), (0.2, 3.7), (0.45, 4.3), (0.7, 3.7), (0.9, 1.9)])
-LOWER_LIP = np.array([(0.0, 1.6), (0.2, 3.0), (0.45, 4.4), (0.7, 4.4), (0.9, 2.4)])
+UPPER_LIP = np.array([(0.0, 2.3), (0.2, 3.2), (0.45, 3.7), (0.7, 3.2), (0.9, 1.7)])
+LOWER_LIP = np.array([(0.0, 1.4), (0.2, 2.6), (0.45, 3.8), (0.7, 3.9), (0.9, 2.1)])
 MEETING_HEIGHT = 0.3
 
 
@@ -206,18 +211,20 @@ def _bag_ring(
     return np.stack([x, meeting[:, 1] + opened, meeting[:, 2] - back], axis=1)
 
 
-NOSTRIL_RIM = np.array([6.6, 0.0]), np.array([2.6, 3.6])
+NOSTRIL_RADII = np.array([0.2, 0.2])
+"""Of the nostril's rim in the chart, columns and rows."""
 
 
 def nostril_rings(
     edge: Float[np.ndarray, "n 2"],
 ) -> tuple[Float[np.ndarray, "r n 3"], Float[np.ndarray, "3"], np.ndarray]:
-    """Rim, two rings inside and end of the left nostril; and the rim in the chart."""
-    centre = edge.mean(axis=0)
-    chart = centre + (edge - centre) * 0.72
+    """Rim, three rings inside and end of the left nostril; and the rim in the chart."""
+    centre = 0.5 * (edge.min(axis=0) + edge.max(axis=0))
+    scaled = (edge - centre) / np.ptp(edge, axis=0)
+    around = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    chart = centre + around * NOSTRIL_RADII
     rim = shell.surface(chart[:, 0], chart[:, 1])
     middle = rim.mean(axis=0)
-    inside = middle + (rim - middle) * 0.85 + np.array([0.3, 3.0, -1.5])
-    deep = middle + (rim - middle) * 0.6 + np.array([0.5, 8.0, -5.0])
-    end = middle + np.array([0.5, 10.0, -7.0])
-    return np.stack([rim, inside, deep]), end, chart
+    steps = ((1.02, 0.2, 1.6, -0.6), (0.85, 0.3, 5.0, -2.5), (0.5, -0.5, 11.0, -6.0))
+    inside = [middle + (rim - middle) * step[0] + np.array(step[1:]) for step in steps]
+    return np.stack([rim, *inside]), middle + np.array([-0.5, 13.0, -8.0]), chart

@@ -162,7 +162,9 @@ def _ear_relief(flat: Float[np.ndarray, "*b 2"]) -> Float[np.ndarray, "*b"]:
             ** 1.5
         )
     )
-    return height - 9.0 * concha + 2.2 * lobe
+    # The front edge runs under the skin of the cheek.
+    front = np.clip((-flat[..., 0] - 0.5) / 3.5, 0.0, 1.0)
+    return height - 4.6 * concha + 2.2 * lobe - 3.5 * front * front
 
 
 EAR_RINGS = np.array([0.12, 0.25, 0.37, 0.48, 0.58, 0.67, 0.75, 0.82, 0.89, 0.95, 1.0])
@@ -199,7 +201,7 @@ def _place_ear(local: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
     along = back * np.cos(flare) - out * np.sin(flare)
     z = -(along * np.cos(tilt) + up * np.sin(tilt))
     y = up * np.cos(tilt) - along * np.sin(tilt)
-    return np.stack([70.5 + x, y - 6.0, z - 2.0], axis=-1)
+    return np.stack([71.5 + x, y - 6.0, z - 2.0], axis=-1)
 
 
 # Half a tooth row from the midline: width, length and cusp roundness of each crown, mm.

@@ -5,6 +5,7 @@ Millimetres, the frame of `procedural_shell`.
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import spatial
 
 from geodiff_jax.head import landmarks
 from geodiff_jax.head import model as head_model
@@ -159,21 +160,22 @@ def _closest(
     candidates: Int[np.ndarray, " c"],
 ) -> head_model.LandmarkEmbedding:
     """(face, barycentric) points near targets, among the candidate faces."""
-    corner, second, third = (points[faces[candidates, k]] for k in range(3))
+    centroids = points[faces[candidates]].mean(axis=1)
+    _, near = spatial.cKDTree(centroids).query(targets, k=24)
+    near = candidates[near]
+    corner, second, third = (points[faces[near, k]] for k in range(3))
     edges = np.stack([second - corner, third - corner], axis=-1)
-    gram = np.einsum("fki,fkj->fij", edges, edges)
-    offset = targets[:, None] - corner
-    along = np.einsum("fki,tfk->tfi", edges, offset)
+    gram = np.einsum("tfki,tfkj->tfij", edges, edges)
+    along = np.einsum("tfki,tfk->tfi", edges, targets[:, None] - corner)
     inner = np.linalg.solve(gram, along[..., None])[..., 0]
     weights = np.concatenate([1.0 - inner.sum(-1, keepdims=True), inner], axis=-1)
     weights = np.clip(weights, 0.0, None)
     weights /= weights.sum(axis=-1, keepdims=True)
-    corners = np.stack([corner, second, third], axis=1)
-    found = np.einsum("tfc,fck->tfk", weights, corners)
+    found = np.einsum("tfc,tfck->tfk", weights, np.stack([corner, second, third], 2))
     best = np.linalg.norm(found - targets[:, None], axis=-1).argmin(axis=1)
-    chosen = weights[np.arange(len(targets)), best]
+    row = np.arange(len(targets))
     return head_model.LandmarkEmbedding(
-        candidates[best].astype(np.int32), chosen.astype(np.float32)
+        near[row, best].astype(np.int32), weights[row, best].astype(np.float32)
     )
 
 

@@ -21,7 +21,7 @@ def _spread(stops: list[tuple[float, int]]) -> Float[np.ndarray, " n"]:
     return np.round(np.concatenate(values), 6)
 
 
-HALF_COLUMNS = _spread([(4.0, 20), (6.0, 9), (9.0, 8)])
+HALF_COLUMNS = _spread([(4.0 / 3.0, 8), (4.0, 13), (6.0, 9), (9.0, 8)])
 COLUMNS = np.concatenate([-HALF_COLUMNS[:0:-1], HALF_COLUMNS[:-1]])
 """Chart columns of the grid, from the back midline over the right side to the left."""
 ROWS = np.concatenate(
@@ -33,8 +33,8 @@ ROWS = np.concatenate(
 )
 """Chart rows of the grid, from the neck to one below the crown."""
 
-EYE_HOLE = (0.8, 3.2, 13.2, 15.5)
-NOSTRIL_HOLE = (0.2, 0.6, 10.82, 11.3)
+EYE_HOLE = (0.67, 3.2, 13.2, 15.5)
+NOSTRIL_HOLE = (0.17, 0.67, 10.82, 11.3)
 MOUTH_HOLE = (-2.0, 2.0, 7.5, 10.5)
 """Holes as first and last column, first and last row."""
 
