@@ -22,7 +22,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 import skimage.data
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 import geodiff_jax
@@ -73,6 +73,7 @@ class Run:
 def main(argv: list[str]) -> None:
     """Runs every stage that is not yet finished."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     config = make_config(_CONFIG.value)
     with refused_at_the_door():
         photo = default_photo() if _IMAGE.value is None else None

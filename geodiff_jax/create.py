@@ -20,6 +20,7 @@ from geodiff_jax.avatar import losses, preview
 from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar import start as avatar_start
 from geodiff_jax.avatar.model import Avatar
+from geodiff_jax.geometry import mesh
 from geodiff_jax.geometry.camera import Camera
 from geodiff_jax.head import model as head_model
 from geodiff_jax.head import procedural
@@ -347,9 +348,17 @@ def longest(avatar: Avatar) -> float:
 
 
 def farthest_from_triangle(avatar: Avatar) -> float:
-    """Largest distance of a skin Gaussian from its own triangle's centre, metres."""
+    """Largest distance of a Gaussian of the face's skin from its triangle, metres.
+
+    Measured to the projection with its negative coordinates cut off: never too short.
+    """
     world = avatar_model.pose(avatar, avatar.params)
     vertices = head_model.vertices(avatar.head, avatar.params)
-    centres = jnp.mean(vertices[avatar.head.faces], axis=1)[avatar.binding.face]
-    distance = jnp.linalg.norm(world.means - centres, axis=-1)
-    return float(jnp.max(jnp.where(avatar.layer == avatar_model.SKIN, distance, 0.0)))
+    corners = vertices[avatar.head.faces[avatar.binding.face]]
+    weights = jnp.maximum(mesh.barycentrics(world.means, corners), 0.0)
+    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    nearest = jnp.sum(weights[..., None] * corners, axis=-2)
+    on_face = jnp.asarray(head_model.face_region(avatar.head, "face"))
+    counted = (avatar.layer == avatar_model.SKIN) & on_face[avatar.binding.face]
+    distance = jnp.linalg.norm(world.means - nearest, axis=-1)
+    return float(jnp.max(jnp.where(counted, distance, 0.0)))

@@ -72,6 +72,28 @@ def interpolate(
     return jnp.sum(corners * barycentrics[..., None], axis=-2)
 
 
+def barycentrics(
+    points: Float[Array, "*b 3"], corners: Float[Array, "*b 3 3"]
+) -> Float[Array, "*b 3"]:
+    """Coordinates of points' projections onto the planes of triangles; sum to one.
+
+    Degenerate triangles give their first corner.
+    """
+    first, second = corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :]
+    second = second - corners[..., 0, :]
+    offset = points - corners[..., 0, :]
+    aa, ab, bb = (
+        jnp.sum(x * y, axis=-1)
+        for x, y in ((first, first), (first, second), (second, second))
+    )
+    pa, pb = jnp.sum(offset * first, axis=-1), jnp.sum(offset * second, axis=-1)
+    area = aa * bb - ab * ab
+    proper = area > 1e-12 * (aa * bb) + 1e-30
+    scale = jnp.where(proper, 1.0 / jnp.where(proper, area, 1.0), 0.0)
+    v, w = (bb * pa - ab * pb) * scale, (aa * pb - ab * pa) * scale
+    return jnp.stack([1.0 - v - w, v, w], axis=-1)
+
+
 def sample_surface(
     key: Key[Array, ""], weights: Float[np.ndarray, " f"], *, count: int
 ) -> tuple[Int[np.ndarray, " count"], Float[np.ndarray, "count 3"]]:

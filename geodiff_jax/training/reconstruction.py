@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from geodiff_jax import numerics
 from geodiff_jax.avatar import losses
 from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar.model import Avatar
@@ -53,6 +54,8 @@ class ReconstructionConfig:
     """Pixels' worth of a photo from which on a Gaussian learns at full rate."""
     longest: float = 0.0045
     """Metres: hard bound on the standard deviation of any axis."""
+    farthest: float = 0.004
+    """Metres: hard bound on the way of any Gaussian from where it started."""
 
 
 @flax.struct.dataclass
@@ -138,7 +141,7 @@ def train_step(
         lambda x: x * evident.reshape(-1, *[1] * (x.ndim - 1)), updates
     )
     moved = optax.apply_updates(trainable, updates)
-    gaussians = _bounded(start.replace(**moved), scales, config)
+    gaussians = _bounded(start.replace(**moved), start, scales, config)
     return State(gaussians, inner, state.step + 1), terms
 
 
@@ -269,8 +272,17 @@ def _trainable(gaussians: Gaussians) -> dict[str, Float[Array, "..."]]:
 
 
 def _bounded(
-    gaussians: Gaussians, scales: Float[Array, " n"], config: ReconstructionConfig
+    gaussians: Gaussians,
+    start: Gaussians,
+    scales: Float[Array, " n"],
+    config: ReconstructionConfig,
 ) -> Gaussians:
-    """The hard bound on length: no optimiser may draw a spike."""
+    """The hard bounds: no optimiser may draw a spike or lose a Gaussian."""
     ceiling = jnp.log(config.longest) - jnp.log(scales)[:, None]
-    return gaussians.replace(log_scales=jnp.minimum(gaussians.log_scales, ceiling))
+    way = gaussians.means - start.means
+    length = numerics.safe_norm(way) * scales
+    share = jnp.minimum(config.farthest / jnp.maximum(length, 1e-12), 1.0)
+    return gaussians.replace(
+        log_scales=jnp.minimum(gaussians.log_scales, ceiling),
+        means=start.means + share[:, None] * way,
+    )

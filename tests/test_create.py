@@ -1,0 +1,106 @@
+"""The whole chain on real photographs, and turned heads against the truth."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+
+from geodiff_jax import create
+from geodiff_jax.appearance import lighting, studio
+from geodiff_jax.appearance import look as appearance
+from geodiff_jax.avatar import model as avatar_model
+from geodiff_jax.avatar import preview
+from geodiff_jax.geometry import camera as cameras
+from geodiff_jax.head import model as head_model
+from geodiff_jax.head import procedural
+from geodiff_jax.io import images
+from geodiff_jax.metrics import image as image_metrics
+from geodiff_jax.metrics import region as metric_region
+from tests.conftest import shared_data
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:SymbolDatabase"),
+]
+pytest.importorskip("mediapipe", reason="mediapipe is not installed")
+
+
+def astronaut() -> images.Photo:
+    return images.photo_from_array(skimage.data.astronaut())
+
+
+def lincoln() -> images.Photo:
+    folder = shared_data("cap4d_fits/lincoln/images/cam0")
+    return images.read_image(folder / "abraham_lincoln.png")
+
+
+@pytest.mark.parametrize("photo", [astronaut, lincoln], ids=["astronaut", "lincoln"])
+def test_real_portraits_meet_the_bounds(photo):
+    tracked = create.track(photo())
+    assert tracked.fit.landmark_nme_without_offsets <= 0.025
+    assert tracked.fit.landmark_nme <= 0.015
+    assert tracked.fit.offsets_rms <= 0.0025
+    assert tracked.fit.offsets_max <= 0.005
+    avatar = create.build(tracked)
+    figures = create.measure(avatar, tracked)
+    assert figures["psnr"] >= 34
+    assert figures["ssim"] >= 0.96
+    assert figures["face_alpha_min"] >= 0.98
+    assert figures["longest_gaussian"] <= 0.03
+    assert figures["farthest_face_gaussian"] <= 0.01
+
+
+YAWS = (-35.0, 35.0)
+
+
+@functools.cache
+def turned_figures(seed: int) -> dict[float, tuple[float, float]]:
+    """{yaw: (PSNR, IoU)} of an avatar from a frontal photo, against the truth."""
+    head = procedural.load()
+    shape, skin, light = jax.random.split(jax.random.key(seed), 3)
+    params = head_model.neutral(head).replace(
+        identity=procedural.sample_identity(shape, head),
+        rotation=jnp.array([jnp.pi, 0.0, 0.0]),
+        translation=jnp.array([0.0, 0.03, 1.1]),
+    )
+    person = appearance.sample_look(skin)
+    lamps = lighting.sample_lighting(light)
+    camera = cameras.pinhole(focal=2 * 512.0, width=512, height=512)
+
+    def photograph(lens):
+        return studio.photograph(head, params, person, lamps, lens, background=1.0)
+
+    image, alpha = (np.asarray(x) for x in photograph(camera))
+    photo = images.photo_from_array(np.concatenate([image, alpha[..., None]], -1))
+    tracked = create.track(photo)
+    avatar = create.build(tracked)
+    result = {}
+    for yaw in YAWS:
+        side = preview.turned(camera, params, float(np.radians(yaw)))
+        truth, matte = (np.asarray(x) for x in photograph(side))
+        view = jax.jit(avatar_model.render)(avatar, avatar.params, side)
+        region = metric_region.head_region(head, params, side, matte)
+        above = metric_region.above_neck_ring(head, params, side)
+        psnr = image_metrics.psnr(
+            jnp.clip(view.image, 0, 1),
+            jnp.asarray(truth, jnp.float32),
+            mask=jnp.asarray(region),
+        )
+        inside = (np.asarray(view.alpha) > 0.5) & above
+        wanted = (matte > 0.5) & above
+        result[yaw] = (float(psnr), (inside & wanted).sum() / (inside | wanted).sum())
+    return result
+
+
+@pytest.mark.parametrize("seed", [101, 102, 103, 104, 105])
+def test_turning_holds_against_the_truth(seed):
+    figures = turned_figures(seed)
+    print(
+        {yaw: f"{psnr:.1f} dB, IoU {iou:.3f}" for yaw, (psnr, iou) in figures.items()}
+    )
+    for psnr, iou in figures.values():
+        assert psnr >= 20
+        assert iou >= 0.93
