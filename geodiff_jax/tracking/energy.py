@@ -30,6 +30,8 @@ class FitConfig:
     min_distance: float = 0.8
     """Metres: a face that fills the frame is a crop rather than a lens in its face."""
     landmark_sigma: float = 0.0075
+    landmark_reach: float = 0.04
+    """Landmarks that lie further from the fitted head than this lose their weight."""
     jaw_sigma: float = 0.04
     matte_sigma: float = 0.03
     matte_reach: float = 0.12
@@ -53,10 +55,12 @@ class FitConfig:
     """Of left minus right strength of a paired expression."""
     bound_weight: float = 20.0
     """Residual per unit by which a strength leaves [0, 1]."""
-    offset_amplitude: float = 0.002
+    offset_amplitude: float = 0.0015
     """Metres, one standard deviation of the vertex offsets."""
-    offset_length: float = 0.02
+    offset_length: float = 0.015
     """Metres over which offsets stay alike."""
+    offset_bound: float = 0.0045
+    """Metres that no offset exceeds, but for lids that ride over the eyeball."""
     max_yaw_degrees: float = 55.0
     """Faces turned further are refused: half of the landmarks are then guesses."""
     max_iterations: int = 40
@@ -101,13 +105,17 @@ def make_problem(
     basis: Float[np.ndarray, "v k"],
     intrinsics: Float[np.ndarray, "4"],
     ibug: Float[np.ndarray, "68 2"],
+    trust: Float[np.ndarray, "68"],
     lines: outline.Lines,
     config: FitConfig,
 ) -> Problem:
-    """One photo's problem; `lines` is its outline as last seen."""
+    """One photo's problem; `trust` in landmarks and `lines` are as last seen.
+
+    Landmarks 0-16 are left to the outline: they slide along the jaw with pose.
+    """
     unit = float(np.linalg.norm(ibug[45] - ibug[36]))
     weights = np.zeros(68)
-    weights[17:] = 1.0 / (config.landmark_sigma * unit)
+    weights[17:] = trust[17:] / (config.landmark_sigma * unit)
     corners = np.asarray(model.faces)[np.asarray(model.landmarks.faces)].ravel()
     kept = jnp.asarray(np.concatenate([corners, lines.vertices]))
     names = model.expression_names

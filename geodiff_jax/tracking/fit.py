@@ -76,7 +76,7 @@ def fit(
         before, after = _vertices(view, shaped), _vertices(view, solved)
         if detection.irises is not None:
             params = params.replace(eyes=_gaze(view, solved, after))
-    field = view.basis @ np.asarray(solved.field)
+        field = _field(view, solved)
     found, projected = detection.ibug, _pixels(view, _at_marks(model, after))
     without = _pixels(view, _at_marks(model, before))
     return Fit(
@@ -170,8 +170,8 @@ def _start(view: _View) -> energy.Unknowns:
     )
 
 
-# Unknowns that each stage frees, and how often it looks at the outline; the second
-# stage begins without, since the first outline of an average head misleads.
+# Unknowns that each stage frees, and which of its rounds look at the outline and doubt
+# landmarks; the second stage begins without, since an average head would mislead.
 _STAGES = (
     (("rotation", "placement"), (False,)),
     (
@@ -180,7 +180,7 @@ _STAGES = (
     ),
     (
         ("rotation", "placement", "identity", "expression", "eyelids", "field"),
-        (True, True),
+        (True, True, True),
     ),
 )
 
@@ -191,29 +191,39 @@ def _solve_stage(view: _View, start: energy.Unknowns, *, stage: int) -> energy.U
     free = {k: jnp.asarray(k in names) for k in vars(start)}
     solved = start
     for with_outline in rounds:
-        lines = _outline(view, solved) if with_outline else outline.nothing()
+        trust, lines = np.ones(68), outline.nothing()
+        if with_outline:
+            posed = _vertices(view, solved)
+            trust = _trust(view, _pixels(view, _at_marks(view.model, posed)))
+            lines = _outline(view, _pixels(view, posed))
         problem = energy.make_problem(
-            view.model,
+            _corrected(view, solved),
             view.basis,
             view.intrinsics,
             view.detection.ibug,
+            trust,
             lines,
             view.config,
         )
         solved = energy.solve(
-            problem,
-            solved,
-            free,
-            max_iterations=view.config.max_iterations,
+            problem, solved, free, max_iterations=view.config.max_iterations
         )
     return solved
 
 
-def _outline(view: _View, unknowns: energy.Unknowns) -> outline.Lines:
+def _trust(view: _View, marks: Float[np.ndarray, "68 2"]) -> Float[np.ndarray, "68"]:
+    """Less for landmarks far from where the head has them (Geman-McClure)."""
+    right, left = view.detection.ibug[list(landmarks.OUTER_EYE_CORNERS)]
+    reach = view.config.landmark_reach * np.linalg.norm(left - right)
+    gap = np.linalg.norm(marks - view.detection.ibug, axis=1)
+    return 1.0 / (1.0 + (gap / reach) ** 2)
+
+
+def _outline(view: _View, pixels: Float[np.ndarray, "v 2"]) -> outline.Lines:
     config = view.config
     return outline.lines(
         view.model,
-        _pixels(view, _vertices(view, unknowns)),
+        pixels,
         view.detection.ibug,
         view.detection.matte,
         view.photo.rgb,
@@ -223,10 +233,24 @@ def _outline(view: _View, unknowns: energy.Unknowns) -> outline.Lines:
     )
 
 
+def _corrected(view: _View, unknowns: energy.Unknowns) -> head_model.HeadModel:
+    """The model, moved by what bound and eyeballs change of the linear field.
+
+    Held fixed during a solve, it keeps the problem smooth; rounds bring it up to date.
+    """
+    linear = view.basis @ np.asarray(unknowns.field)
+    return offsets.apply(view.model, _field(view, unknowns) - linear)
+
+
+def _field(view: _View, unknowns: energy.Unknowns) -> Float[np.ndarray, "v 3"]:
+    linear = view.basis @ np.asarray(unknowns.field)
+    bounded = offsets.bounded(linear, view.config.offset_bound)
+    return offsets.ride_on_eyeballs(view.model, bounded)
+
+
 def _vertices(view: _View, unknowns: energy.Unknowns) -> Float[np.ndarray, "v 3"]:
     """In the camera frame, eyes at rest."""
-    field = jnp.asarray(view.basis @ np.asarray(unknowns.field))
-    moved = head_model.with_offsets(view.model, field)
+    moved = offsets.apply(view.model, _field(view, unknowns))
     return np.asarray(energy.vertices(moved, unknowns))[0]
 
 
@@ -261,7 +285,7 @@ def _gaze(
 ) -> Float[Array, "2 3"]:
     """Eyes that look where the irises were found; `vertices` with eyes at rest."""
     params = energy.params_of(unknowns)
-    moved = offsets.apply(view.model, view.basis @ np.asarray(unknowns.field))
+    moved = offsets.apply(view.model, _field(view, unknowns))
     shift = np.tensordot(unknowns.identity, view.model.joint_identity_basis, axes=1)
     first = head_model.JOINTS.index("left_eye")
     joints = (np.asarray(moved.joint_template) + shift)[first : first + 2]

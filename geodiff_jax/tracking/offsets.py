@@ -5,6 +5,7 @@ squared-exponential kernel; every other vertex takes the process's expectation g
 the anchors, so the field is smooth, strongest at the face and zero far from it.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -37,6 +38,43 @@ def field_basis(
     return basis
 
 
+def bounded(
+    offsets: Float[np.ndarray, "v 3"], bound: float
+) -> Float[np.ndarray, "v 3"]:
+    """Shortens offsets so that none reaches `bound` metres; short ones keep theirs."""
+    length = np.linalg.norm(offsets, axis=1, keepdims=True)
+    return offsets / (1.0 + (length / bound) ** 4) ** 0.25
+
+
+def ride_on_eyeballs(
+    model: head_model.HeadModel,
+    offsets: Float[np.ndarray, "v 3"],
+    *,
+    reach: float = 2.0,
+) -> Float[np.ndarray, "v 3"]:
+    """The offsets, with lids pushed out along the eyeball's radius where they sink.
+
+    Near an eyeball, skin keeps at least the distance from its centre that it has in the
+    model; further out, up to `reach` radii, ever less of that is asked (ours).
+    """
+    template = np.asarray(model.template, np.float64)
+    result = offsets.copy()
+    skin = ~np.asarray(model.regions["left_eyeball"] | model.regions["right_eyeball"])
+    for name in ("left_eyeball", "right_eyeball"):
+        ball = np.asarray(model.regions[name])
+        if not ball.any():
+            continue
+        centre = template[ball].mean(axis=0)
+        radius = np.linalg.norm(template[ball] - centre, axis=1).max()
+        arms = template - centre
+        moved = arms + result - offsets[ball].mean(axis=0)
+        before, after = (np.linalg.norm(a, axis=1) for a in (arms, moved))
+        share = np.clip((reach - before / radius) / (reach - 1.2), 0.0, 1.0) * skin
+        push = share * np.maximum(before - after, 0.0) / np.maximum(after, 1e-9)
+        result += push[:, None] * moved
+    return result
+
+
 def apply(
     model: head_model.HeadModel, offsets: Float[np.ndarray, "v 3"]
 ) -> head_model.HeadModel:
@@ -49,7 +87,7 @@ def apply(
     moved = np.asarray(model.template) + offsets
     kind = model.template.dtype
     return model.replace(
-        template=moved.astype(kind), joint_template=joints.astype(kind)
+        template=jnp.asarray(moved, kind), joint_template=jnp.asarray(joints, kind)
     )
 
 

@@ -23,15 +23,20 @@ def wide():
         yield
 
 
-def problem_of(view, lines=None, ibug=None):
+def problem_of(view, lines=None):
     return energy.make_problem(
         view.model,
         view.basis,
         view.intrinsics,
-        view.detection.ibug if ibug is None else ibug,
+        view.detection.ibug,
+        np.ones(68),
         outline.nothing() if lines is None else lines,
         view.config,
     )
+
+
+def outline_of(view, unknowns):
+    return fit._outline(view, fit._pixels(view, fit._vertices(view, unknowns)))
 
 
 def random_unknowns(view, seed=0):
@@ -51,7 +56,7 @@ residuals = jax.jit(energy._residuals)
 
 def test_jacobian_is_that_of_finite_differences(view):
     unknowns = random_unknowns(view)
-    problem = problem_of(view, fit._outline(view, unknowns))
+    problem = problem_of(view, outline_of(view, unknowns))
     vector, unravel = flatten_util.ravel_pytree(unknowns)
     direction = np.random.default_rng(1).normal(size=vector.shape)
     _, slope = jax.jvp(
@@ -69,7 +74,7 @@ def test_frames_of_one_person_add_up(view):
     """Two frames' residuals are each frame's own; shared priors count once."""
     first, second = random_unknowns(view, 0), random_unknowns(view, 1)
     second = second.replace(identity=first.identity, field=first.field)
-    lines = [fit._outline(view, u) for u in (first, second)]
+    lines = [outline_of(view, u) for u in (first, second)]
     single = [problem_of(view, ls) for ls in lines]
     joined = outline.Lines(*(np.stack(pair) for pair in zip(*lines, strict=True)))
     kept = np.concatenate([ls.vertices for ls in lines])
@@ -140,7 +145,7 @@ def test_one_standard_deviation_of_identity_costs_one(view):
 
 def test_outer_bounds_pull_only_from_outside(view):
     start = fit._start(view)
-    lines = fit._outline(view, start)
+    lines = outline_of(view, start)
     pixels = fit._pixels(view, fit._vertices(view, start))
     at = np.sum(lines.normals * pixels[lines.vertices], axis=1)
     ones = np.ones_like(at)

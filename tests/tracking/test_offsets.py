@@ -57,3 +57,36 @@ def test_eyeballs_stay_round_and_take_their_joints_along(model, basis):
         joints = np.asarray(moved.joint_template - model.joint_template)
         np.testing.assert_allclose(joints[k], shift[0], atol=1e-7)
     assert moved.template.dtype == model.template.dtype
+
+
+def test_lids_never_sink_into_an_eyeball(model, basis):
+    """Offsets that draw the whole eye region inwards slide over the eyeball instead."""
+    template = np.asarray(model.template, np.float64)
+    ball = np.asarray(model.regions["left_eyeball"])
+    centre = template[ball].mean(axis=0)
+    radius = np.linalg.norm(template[ball] - centre, axis=1).max()
+    inwards = np.where(ball[:, None], 0.0, 0.1 * (centre - template))
+    ridden = offsets.ride_on_eyeballs(model, inwards)
+    before = np.linalg.norm(template - centre, axis=1)
+    after = np.linalg.norm(template + ridden - centre, axis=1)
+    skin = ~(ball | np.asarray(model.regions["right_eyeball"]))
+    near = skin & (before < 1.2 * radius)
+    assert near.any()
+    np.testing.assert_allclose(after[near], before[near], rtol=1e-9)
+    far = before > 2.0 * radius
+    np.testing.assert_array_equal(ridden[far], inwards[far])
+
+
+def test_outward_offsets_are_left_alone(model):
+    template = np.asarray(model.template, np.float64)
+    forwards = np.broadcast_to([0.0, 0.0, 0.002], template.shape)
+    ridden = offsets.ride_on_eyeballs(model, forwards)
+    np.testing.assert_allclose(ridden, forwards, atol=1e-15)
+
+
+def test_bounded_offsets_stay_below_the_bound_and_keep_their_direction():
+    long = np.array([[0.0, 0.0, 0.0], [1e-3, 0.0, 0.0], [0.0, 0.02, 0.02]])
+    short = offsets.bounded(long, 0.0045)
+    assert np.linalg.norm(short, axis=1).max() < 0.0045
+    np.testing.assert_allclose(short[:2], long[:2], rtol=1e-3)
+    np.testing.assert_allclose(np.cross(short[2], long[2]), 0.0, atol=1e-12)
