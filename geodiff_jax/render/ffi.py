@@ -17,6 +17,8 @@ import jax
 
 TARGETS = ("mesh_rasterize", "splat_forward", "splat_backward")
 BACKENDS = (None, "reference", "cpu")
+_FOLDER = pathlib.Path(__file__).parent
+_INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 
 @functools.cache
@@ -43,12 +45,20 @@ def available(platform: str) -> bool:
     return True
 
 
-def _load_library() -> ctypes.CDLL:
-    folder = pathlib.Path(__file__).parent
-    baseline = ctypes.CDLL(str(folder / "_kernels_baseline.so"))
+def instruction_sets() -> tuple[str, ...]:
+    """Builds of the kernels that this processor can run, the best one last.
+
+    Raises OSError if the kernels were not built.
+    """
+    baseline = ctypes.CDLL(str(_FOLDER / "_kernels_baseline.so"))
     baseline.kernels_best_isa.restype = ctypes.c_char_p
-    isa = os.environ.get("GEODIFF_JAX_ISA") or baseline.kernels_best_isa().decode()
-    return ctypes.CDLL(str(folder / f"_kernels_{isa}.so"))
+    best = baseline.kernels_best_isa().decode()
+    return _INSTRUCTION_SETS[: _INSTRUCTION_SETS.index(best) + 1]
+
+
+def _load_library() -> ctypes.CDLL:
+    isa = os.environ.get("GEODIFF_JAX_ISA") or instruction_sets()[-1]
+    return ctypes.CDLL(str(_FOLDER / f"_kernels_{isa}.so"))
 
 
 def call(
@@ -82,8 +92,9 @@ def dispatch(
             'backend="cpu" needs the compiled kernels; run '
             "`python setup.py build_kernels --inplace` with a C++ compiler."
         )
-    if backend == "cpu":
-        return cpu(*operands)
     if not compiled:
         return reference(*operands)
+    # Where there are only CPUs, spare the time to trace a reference that nobody runs.
+    if backend == "cpu" or jax.default_backend() == "cpu":
+        return cpu(*operands)
     return jax.lax.platform_dependent(*operands, cpu=cpu, default=reference)

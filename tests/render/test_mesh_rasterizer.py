@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 from jax import test_util
 
 from geodiff_jax.geometry import camera as cameras
-from geodiff_jax.render import ffi, mesh_rasterizer
+from geodiff_jax.render import mesh_rasterizer
 
 BACKENDS = ("reference", "cpu")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
-
-
-@pytest.fixture(autouse=True)
-def _needs_kernels(request):
-    parameters = getattr(request.node, "callspec", None)
-    if parameters and parameters.params.get("backend") == "cpu":
-        if not ffi.available("cpu"):
-            pytest.skip("the kernels are not built")
 
 
 def sphere(columns: int = 48, rows: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -265,9 +257,7 @@ def test_vmap_equals_loop_and_jit_equals_eager(backend):
     np.testing.assert_array_equal(jax.jit(jax.vmap(view))(batch), loop)
 
 
-def test_kernel_agrees_with_reference():
-    if not ffi.available("cpu"):
-        pytest.skip("the kernels are not built")
+def test_kernel_agrees_with_reference(kernels):
     random = np.random.default_rng(3)
     points = random.uniform(-20, 120, (120, 3)).astype(np.float32)
     points[:, 2] = random.uniform(0.5, 3, 120)

@@ -25,14 +25,6 @@ NAMES += ("camera_from_world", "intrinsics", "background")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-@pytest.fixture(autouse=True)
-def _needs_kernels(request):
-    parameters = getattr(request.node, "callspec", None)
-    if parameters and parameters.params.get("backend") == "cpu":
-        if not ffi.available("cpu"):
-            pytest.skip("the kernels are not built")
-
-
 def scene(count=60, channels=3, *, seed=0, size=40, dtype=np.float32):
     """Well-conditioned Gaussians before one camera, as keyword arguments."""
     random = np.random.default_rng(seed)
@@ -204,10 +196,8 @@ def _check_golden(golden, name, backend):
         pytest.param(10_000, 4, "accumulated", False, marks=pytest.mark.slow),
     ],
 )
-def test_kernel_agrees_with_float64(count, channels, depth, antialiased):
+def test_kernel_agrees_with_float64(kernels, count, channels, depth, antialiased):
     """Any float32 result is off by a few roundings of each of some 20 splats."""
-    if not ffi.available("cpu"):
-        pytest.skip("the kernels are not built")
     options = {"depth": depth, "antialiased": antialiased, "width": 70, "height": 53}
     arrays = scene(count, channels, seed=count, size=70)
     arrays["scales"] *= (60 / count) ** 0.3
@@ -448,9 +438,7 @@ def test_jit_equals_eager(backend):
     np.testing.assert_allclose(compiled.image, eager.image, atol=1e-6)
 
 
-def test_default_backend_is_the_kernel_on_cpu():
-    if not ffi.available("cpu"):
-        pytest.skip("the kernels are not built")
+def test_default_backend_is_the_kernel_on_cpu(kernels):
     arrays = scene()
     default, default_found = render_with_gradients(arrays, None)
     kernel, found = render_with_gradients(arrays, "cpu")
@@ -558,9 +546,7 @@ def test_extreme_values_stay_finite(backend, change):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45])
-def test_no_bit_pattern_crashes_the_kernel(name, value):
-    if not ffi.available("cpu"):
-        pytest.skip("the kernels are not built")
+def test_no_bit_pattern_crashes_the_kernel(kernels, name, value):
     arrays = scene(40)
     flat = arrays[name].reshape(-1)
     flat[::3] = value
@@ -585,9 +571,7 @@ def test_odd_sizes(backend, count, channels, width, height):
         assert np.isfinite(found[name]).all()
 
 
-def test_more_than_65535_tiles():
-    if not ffi.available("cpu"):
-        pytest.skip("the kernels are not built")
+def test_more_than_65535_tiles(kernels):
     arrays = scene(20, 1, size=64)
     small = render(arrays, "cpu", width=64, height=64)
     shift = np.float32([0, 0, 4032, 4160])
@@ -600,12 +584,11 @@ def test_more_than_65535_tiles():
     assert (np.asarray(wide.image[:4000]) == arrays["background"]).all()
 
 
-def test_float64_runs_the_reference_unless_told_otherwise():
+def test_float64_runs_the_reference_unless_told_otherwise(kernels):
     with jax.enable_x64(True):
         arrays = scene(5, dtype=np.float64)
         assert render(arrays, None).image.dtype == jnp.float64
-        if ffi.available("cpu"):
-            assert render(arrays, "cpu").image.dtype == jnp.float32
+        assert render(arrays, "cpu").image.dtype == jnp.float32
 
 
 def test_wrong_arguments_are_named():
@@ -640,23 +623,72 @@ print(digests.pop())
 """
 
 
-def _digest(**environment):
+def run_python(program, **environment):
+    """Runs a program in a process of its own; returns what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", DIGEST, ROOT],
+        [sys.executable, "-c", program, ROOT],
         env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1]
+    return done.stdout
 
 
-def test_bits_do_not_depend_on_run_or_threads():
+def test_bits_do_not_depend_on_run_or_threads(kernels):
     """NPROC sets the size of XLA's thread pool."""
-    if not ffi.available("cpu"):
-        pytest.skip("the kernels are not built")
-    assert len({_digest(NPROC=n) for n in ("1", "2", "5")}) == 1
+    assert len({run_python(DIGEST, NPROC=n) for n in ("1", "2", "5")}) == 1
+
+
+BUILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tests.render import test_splatting as t
+for backend in ("cpu", "reference"):
+    arrays = t.scene(400, 3, size=60)
+    arrays["scales"] = arrays["scales"] * 0.6
+    result, gradients = t.render_with_gradients(
+        arrays, backend, width=61, height=45, depth="accumulated")
+    if backend == "cpu":
+        kernel = result, gradients
+for a, b in zip(kernel[0], result):
+    assert abs(a - b).max() < 1e-4
+for name, gradient in gradients.items():
+    assert t.relative(kernel[1][name], gradient) < 1e-4, name
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_build_of_the_kernels_agrees_with_the_reference(kernels, isa):
+    if isa not in ffi.instruction_sets():
+        pytest.skip(f"this processor has no {isa}")
+    run_python(BUILD, GEODIFF_JAX_ISA=isa)
+
+
+FALLBACK = """
+import sys, warnings
+sys.path.insert(0, sys.argv[1])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from tests.render import test_splatting as t
+    import numpy as np
+    default = t.render(t.scene(5), None)
+    np.testing.assert_array_equal(
+        default.image, t.render(t.scene(5), "reference").image)
+    t.render_with_gradients(t.scene(5), None)
+    try:
+        t.render(t.scene(5), "cpu")
+    except RuntimeError as error:
+        assert "build_kernels" in str(error)
+    else:
+        raise AssertionError("no kernels, no error")
+assert len(caught) == 1 and "no compiled kernels" in str(caught[0].message), caught
+"""
+
+
+def test_without_kernels_the_reference_runs_after_one_warning():
+    run_python(FALLBACK, GEODIFF_JAX_ISA="unheard-of")
 
 
 IMPORT = """
@@ -676,10 +708,4 @@ splatting.splat_arrays(
 
 
 def test_imports_with_jax_and_numpy_alone():
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT, ROOT],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python(IMPORT)
