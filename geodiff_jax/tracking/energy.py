@@ -37,6 +37,9 @@ class FitConfig:
     matte_reach: float = 0.12
     """How far from the fitted head the matte's skin edge still attracts it."""
     identity_sigma: float = 1.0
+    identity_bound: float = 3.0
+    """Standard deviations beyond which `bound_weight` counts: shapes are linear, and
+    further out they stop looking like anyone."""
     expression_sigma: float = 0.4
     eyelid_sigma: float = 0.4
     damped_expressions: Mapping[str, float] = dataclasses.field(
@@ -54,7 +57,7 @@ class FitConfig:
     asymmetry_sigma: float = 0.15
     """Of left minus right strength of a paired expression."""
     bound_weight: float = 20.0
-    """Residual per unit by which a strength leaves [0, 1]."""
+    """Residual per unit by which a strength leaves [0, 1], or identity its bound."""
     offset_amplitude: float = 0.0015
     """Metres, one standard deviation of the vertex offsets."""
     offset_length: float = 0.015
@@ -96,6 +99,7 @@ class Problem:
     expression_weights: Float[Array, " e"]
     left_minus_right: Float[Array, "s e"]
     identity_weight: Float[Array, ""]
+    identity_bound: Float[Array, ""]
     eyelid_weight: Float[Array, ""]
     bound_weight: Float[Array, ""]
 
@@ -128,6 +132,7 @@ def make_problem(
         "expression_weights": 1.0 / _expression_sigmas(names, config),
         "left_minus_right": _left_minus_right(names) / config.asymmetry_sigma,
         "identity_weight": 1.0 / config.identity_sigma,
+        "identity_bound": config.identity_bound,
         "eyelid_weight": 1.0 / config.eyelid_sigma,
         "bound_weight": config.bound_weight,
     }
@@ -202,10 +207,12 @@ def _residuals(unknowns: Unknowns, problem: Problem) -> Float[Array, " r"]:
     excess = jnp.sum(lines.normals * ends, axis=-1) - lines.targets
     excess = jnp.where(lines.outer_only, jnp.maximum(excess, 0.0), excess)
     strengths = jnp.concatenate([unknowns.expression, unknowns.eyelids], axis=1)
+    beyond = jnp.maximum(jnp.abs(unknowns.identity) - problem.identity_bound, 0.0)
     terms = [
         (seen - problem.found) * problem.landmark_weights[..., None],
         excess * lines.weights,
         unknowns.identity * problem.identity_weight,
+        beyond * problem.bound_weight,
         unknowns.expression * problem.expression_weights,
         unknowns.expression @ problem.left_minus_right.T,
         unknowns.eyelids * problem.eyelid_weight,

@@ -137,10 +137,18 @@ def test_one_sided_expressions_cost_more_than_even_ones(view):
     assert odd == pytest.approx((0.5 / sigma) ** 2 + (0.5 / pair) ** 2)
 
 
-def test_one_standard_deviation_of_identity_costs_one(view):
-    identity = np.zeros(len(view.model.identity_names))
-    identity[3] = -1.0
-    assert priors_only(view, identity=jnp.asarray(identity)) == pytest.approx(1.0)
+def test_identity_costs_its_square_and_more_beyond_its_bound(view):
+    config = view.config
+
+    def cost(value):
+        identity = np.zeros(len(view.model.identity_names))
+        identity[3] = value
+        return priors_only(view, identity=jnp.asarray(identity))
+
+    assert cost(-1.0) == pytest.approx(1.0)
+    excess = 0.5 * config.bound_weight
+    beyond = config.identity_bound + 0.5
+    assert cost(-beyond) == pytest.approx(beyond**2 + excess**2)
 
 
 def test_outer_bounds_pull_only_from_outside(view):

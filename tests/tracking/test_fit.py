@@ -94,7 +94,9 @@ def test_mirrored_photo_gives_mirrored_fit(model, smiling):
     other = fitted(model, synthetic.mirrored(shot))
     projected = np.asarray(other.projected)[landmarks.IBUG_MIRROR]
     projected = projected * [-1, 1] + [shot.photo.width, 0]
-    np.testing.assert_allclose(projected, result.projected, atol=1.0)
+    gap = np.linalg.norm(projected - np.asarray(result.projected), axis=1)
+    # Rays and pixels of the outline are not mirrored exactly: jaws may differ more.
+    assert gap[17:].mean() < 0.3 and gap.max() < 3.0
     assert other.yaw_radians == pytest.approx(-result.yaw_radians, abs=np.radians(1.0))
 
 

@@ -16,7 +16,7 @@ def test_overlay_shows_landmarks_where_they_are():
         camera=shot.camera,
         offsets=jnp.zeros((model.num_vertices, 3)),
         found=found,
-        projected=found + jnp.asarray([0.0, 40.0]),
+        projected=found + 10_000.0,  # Out of the picture.
         landmark_nme=0.0,
         landmark_nme_without_offsets=0.0,
         offsets_rms=0.0,
@@ -27,12 +27,11 @@ def test_overlay_shows_landmarks_where_they_are():
     assert picture.shape == (300, 600, 3)
     assert picture.min() >= 0.0 and picture.max() <= 1.0
     left, top, side = overlay._window(shot.detection)
-    for points, colour in (
-        (found, overlay.FOUND),
-        (found + [0, 40], overlay.PROJECTED),
-    ):
-        column, row = ((points[30] - [left, top]) * 300 / side).astype(int)
-        np.testing.assert_allclose(picture[row, column], colour)
+    column, row = ((shot.detection.ibug[30] - [left, top]) * 300 / side).astype(int)
+    np.testing.assert_allclose(picture[row, column], overlay.FOUND)
+    swapped = result.replace(found=result.projected, projected=result.found)
+    picture = overlay.overlay(shot.photo, shot.detection, swapped, size=300)
+    np.testing.assert_allclose(picture[row, column], overlay.PROJECTED)
     shading, covered = overlay.shade(model, shot.params, shot.camera)
     np.testing.assert_array_equal(covered, shot.detection.matte > 0.5)
     assert (shading[~covered] == 1.0).all()
