@@ -6,6 +6,7 @@ side instead of guessing it.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -164,13 +165,19 @@ def stretch_confidence(
     """
     rest = head_model.canonical(params)
     strengths = jnp.eye(len(head.expression_names), dtype=rest.expression.dtype)
+
+    @jax.jit
+    def areas(head: head_model.HeadModel) -> Float[Array, "e f"]:
+        def of(strength: Float[Array, " e"]) -> Float[Array, " f"]:
+            posed = head_model.head_vertices(head, rest.replace(expression=strength))
+            return mesh.face_areas(posed, head.faces)
+
+        return jax.lax.map(of, strengths)
+
     now = np.asarray(
         mesh.face_areas(head_model.head_vertices(head, params), head.faces)
     )
-    largest = now
-    for strength in strengths:
-        posed = head_model.head_vertices(head, rest.replace(expression=strength))
-        largest = np.maximum(largest, np.asarray(mesh.face_areas(posed, head.faces)))
+    largest = np.maximum(now, np.asarray(areas(head)).max(axis=0))
     return _smoothstep(now / np.maximum(largest, 1e-12), 0.16, 0.5)
 
 

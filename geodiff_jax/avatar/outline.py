@@ -97,17 +97,18 @@ def uncovered(
     camera: Camera,
     region: Bool[np.ndarray, "h w"],
     *,
-    overlap: float = 0.02,
+    overlap: float = 0.006,
 ) -> tuple[
     Float[np.ndarray, "n 2"],
     Float[np.ndarray, " n"],
+    Float[np.ndarray, " n"],
     Int[np.ndarray, " n"],
 ]:
-    """(pixel centre, depth, nearest face) of the region's pixels that the shell misses.
+    """(pixel centre, depth, reach, face) of the region's pixels that the shell misses.
 
-    Depth is that of the nearest outline of the shell in the image, metres. Pixels up to
-    `overlap` of the frame's height inside the shell come along: from another side no
-    gap may open between the two.
+    Depth is that of the nearest outline of the shell in the image, reach the distance
+    from it, both in metres; face is the one at that outline. Pixels up to `overlap` of
+    the frame's height inside the shell come along: from another side no gap may open.
     """
     fragments = mesh_rasterizer.rasterize(jnp.asarray(shell), head.faces, camera)
     face, depth = np.asarray(fragments.face), np.asarray(fragments.depth)
@@ -117,8 +118,9 @@ def uncovered(
     if missing.any():
         beside = ndimage.distance_transform_edt(~missing) < overlap * camera.height
         missing |= beside & region
-    _, nearest = ndimage.distance_transform_edt(face < 0, return_indices=True)
+    distance, nearest = ndimage.distance_transform_edt(face < 0, return_indices=True)
     rows, columns = np.nonzero(missing)
-    source = nearest[:, rows, columns]
+    row, column = nearest[:, rows, columns]
     pixels = np.stack([columns + 0.5, rows + 0.5], axis=1)
-    return pixels, depth[source[0], source[1]], face[source[0], source[1]]
+    reach = distance[rows, columns] * depth[row, column] / float(camera.intrinsics[0])
+    return pixels, depth[row, column], reach, face[row, column]

@@ -42,6 +42,8 @@ class StartConfig:
     )
     detail_density: float = 3.0
     """Gaussians per area in `detail_regions`, relative to the rest of the face."""
+    roll: float = 0.02
+    """Metres: largest depth, to either side, of what lies beside the outline."""
     back_density: float = 0.12
     """The same where the photo sees nothing."""
 
@@ -316,23 +318,27 @@ def _outline(
     view: coloring.View,
     region: Bool[np.ndarray, "h w"],
     config: StartConfig,
-    *,
-    depth_jitter: float = 0.004,
 ) -> _Layer | None:
-    """What the region holds beside head and hair, at the depth of their outline."""
-    pixels, depth, face = outline.uncovered(head, shell, view.camera, region)
+    """What the region holds beside head and hair: a roll about their outline.
+
+    As thick as it is wide, since hair is; one photo cannot tell. Blobs are long along
+    the line of sight, so that the roll stays closed when it turns.
+    """
+    pixels, depth, reach, face = outline.uncovered(head, shell, view.camera, region)
     if len(pixels) < 20:
         return None
     choice_key, depth_key = jax.random.split(key)
     chosen = np.asarray(jax.random.permutation(choice_key, len(pixels)))
     chosen = chosen[: config.outline_count]
     share = np.sqrt(len(pixels) / len(chosen))
-    pixels, depth, face = pixels[chosen], depth[chosen], face[chosen]
-    depth = depth + depth_jitter * np.asarray(jax.random.normal(depth_key, depth.shape))
+    pixels, face, depth, reach = (x[chosen] for x in (pixels, face, depth, reach))
+    spread = np.asarray(jax.random.uniform(depth_key, depth.shape, minval=-1, maxval=1))
+    depth = depth + spread * np.minimum(0.7 * reach, config.roll)
     means = np.asarray(view.camera.unproject(jnp.asarray(pixels), jnp.asarray(depth)))
     sigma = 0.6 * share * depth / float(view.camera.intrinsics[0])
-    frames = np.broadcast_to(np.eye(3), (len(face), 3, 3)).copy()
-    scales = np.repeat(sigma[:, None], 3, axis=1)
+    along = means - np.asarray(view.camera.position)
+    frames = _frames_with_normal(along / np.linalg.norm(along, axis=1, keepdims=True))
+    scales = np.stack([sigma, sigma, np.maximum(sigma, 0.0035)], axis=1)
     colors = coloring.sample_colors(view.image, pixels)
     return _Layer(face, means, frames, scales, 0.9, colors, HAIR)
 

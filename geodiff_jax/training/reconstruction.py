@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from geodiff_jax import numerics
-from geodiff_jax.avatar import losses
+from geodiff_jax.avatar import coloring, losses
 from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar.model import Avatar
 from geodiff_jax.gaussians.model import Gaussians
@@ -52,6 +52,9 @@ class ReconstructionConfig:
     """Of the views from the side, against the start's own look."""
     full_evidence: float = 0.5
     """Pixels' worth of a photo from which on a Gaussian learns at full rate."""
+    folded_rate: float = 0.1
+    """Share of the rate for skin that the photo shows folded, as lids over open eyes:
+    what fits a few pixels of lash must not cover the closed eye."""
     longest: float = 0.0045
     """Metres: hard bound on the standard deviation of any axis."""
     farthest: float = 0.004
@@ -97,6 +100,8 @@ def reconstruct(
     start = avatar.gaussians
     state = State(start, optimizer.init(_trainable(start)), jnp.zeros((), jnp.int32))
     weights = evidence(avatar, views, backend=backend) / config.full_evidence
+    shown = coloring.stretch_confidence(avatar.head, avatar.params)
+    weights *= jnp.maximum(jnp.asarray(shown), config.folded_rate)[avatar.binding.face]
     scales = triangle_scales(avatar)
     context = (avatar, views, sides, scales, jnp.clip(weights, 0.0, 1.0))
     step = jax.jit(

@@ -44,11 +44,13 @@ def test_uncovered_pixels_lie_beside_the_shell_at_its_depth():
     head, vertices = posed()
     camera = toy_head.camera(128)
     region = toy_head.disc(128, 1.2 * apparent_radius(camera, 0.1))
-    pixels, depth, face = outline.uncovered(head, vertices, camera, region)
+    pixels, depth, reach, face = outline.uncovered(head, vertices, camera, region)
     radius = np.linalg.norm(pixels - 64.0, axis=1)
     assert len(pixels) > 100
     # Chords of the polygonal outline lie up to 1 % inside the circle, and the layer
-    # reaches 2 % of the frame's height under the shell.
-    assert radius.min() > 0.97 * apparent_radius(camera, 0.1) - 1 - 0.02 * 128
+    # reaches 0.6 % of the frame's height under the shell.
+    assert radius.min() > 0.97 * apparent_radius(camera, 0.1) - 1 - 0.006 * 128
     np.testing.assert_allclose(depth, toy_head.DISTANCE, atol=0.045)
     assert np.all(face >= 0)
+    expected = (radius - apparent_radius(camera, 0.1)) * toy_head.DISTANCE / 320
+    np.testing.assert_allclose(reach, np.maximum(expected, 0), atol=0.005)
