@@ -114,9 +114,9 @@ EXPRESSIONS: dict[str, Expression] = {
     **_sided("eyeBlink", Expression(closure=(1.0, 1.4))),
     **_gaze(
         "eyeLookDown",
-        (28, 0, 0),
-        (28, 0, 0),
-        (("upper", 1.7), ("lower", 5.7), ("crease", 0.4)),
+        (25, 0, 0),
+        (25, 0, 0),
+        (("upper", 0.9), ("lower", 5.7), ("crease", 0.4)),
     ),
     **_gaze("eyeLookIn", (0, -32, 0), (0, 32, 0), ()),
     **_gaze("eyeLookOut", (0, 35, 0), (0, -35, 0), ()),

@@ -13,16 +13,18 @@ from geodiff_jax.head import procedural_shell as shell
 
 EYE_RINGS = np.array([0.8, 0.62, 0.46, 0.32, 0.2, 0.1, 0.0])
 """Distance from the lid margin, as a share of that to the hole's edge."""
-WET_DEPTHS = np.array([1.2, 3.0, 5.5])
-"""How far behind the margin the wet rim and the hidden rings lie, mm."""
+LID_RIM = 1.2
+"""Depth of the wet rim behind the margin of the lids, mm."""
+LID_END = 9.5
+"""Distance from the eye's centre at which the lids' inner side ends, mm."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EyeOpening:
     """The palpebral fissure of the left eye, millimetres from the eye's centre."""
 
-    inner: tuple[float, float] = (-14.9, -2.2)
-    outer: tuple[float, float] = (13.9, 0.9)
+    inner: tuple[float, float] = (-14.4, -2.1)
+    outer: tuple[float, float] = (13.5, 0.9)
     upper: float = 5.9
     """Height of the upper margin over the line between the corners."""
     lower: float = 4.6
@@ -41,8 +43,8 @@ def eye_margins(
     ease = 0.25 * share + 0.75 * (0.5 - 0.5 * np.cos(np.pi * share))
     inner, outer = np.array(opening.inner), np.array(opening.outer)
     line = inner + (outer - inner) * ease[:, None]
-    power_upper = 1.15 - 0.3 * share
-    power_lower = 1.25 - 0.4 * share
+    power_upper = 1.1 - 0.35 * share
+    power_lower = 1.0 - 0.25 * share
     upper = np.sin(np.pi * ease**0.92) ** power_upper * opening.upper
     lower = np.sin(np.pi * ease**1.12) ** power_lower * opening.lower
     closed, risen = opening.closure
@@ -50,9 +52,11 @@ def eye_margins(
     corner = 0.45 * (
         np.exp(-((share / 0.16) ** 2)) + np.exp(-(((1 - share) / 0.16) ** 2))
     )
-    rise = risen * np.sin(np.pi * share) + closed * corner * (upper + lower)
+    # The duct at the inner corner stays ajar, else its slivers turn over.
+    closing = closed * (1.0 - np.exp(-((share / 0.06) ** 2)))
+    rise = risen * np.sin(np.pi * share) ** 2 + closing * corner * (upper + lower)
     lower = lower - rise
-    upper = upper + (-lower - upper) * closed
+    upper = upper - (lower + upper) * closing
     raise_by = np.array([0.0, 1.0])
     return line + upper[:, None] * raise_by, line - lower[:, None] * raise_by
 
@@ -87,8 +91,9 @@ def _behind_lids(margin: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3 n 3"]
     """The wet rim of the lids and two rings that end inside the eyeball."""
     offset = margin - shell.EYE_CENTRE
     distance = np.linalg.norm(offset, axis=-1, keepdims=True)
-    depth = WET_DEPTHS[:, None, None]
-    return shell.EYE_CENTRE + offset * (distance - depth) / distance
+    inner = 0.55 * distance + 0.45 * LID_END
+    radii = np.stack([distance - LID_RIM, inner, np.full_like(distance, LID_END)])
+    return shell.EYE_CENTRE + offset * radii / distance
 
 
 MOUTH_RINGS = np.array([0.75, 0.5, 0.28, 0.12, 0.0])

@@ -118,9 +118,9 @@ DIRECTIONS: dict[str, Direction] = {
     "eye_height": Direction(
         strokes=(Stroke((31.5, 0, 75), (28, 18, 40), (0, 1.3, 0)),)
     ),
-    "eye_width": Direction(lids=(("inner", (-15.3, -2.2)), ("outer", (14.6, 1.0)))),
+    "eye_width": Direction(lids=(("inner", (-14.8, -2.1)), ("outer", (14.2, 1.0)))),
     "eye_opening": Direction(lids=(("upper", 6.5), ("lower", 4.85))),
-    "eye_tilt": Direction(lids=(("inner", (-14.9, -2.7)), ("outer", (13.9, 1.9)))),
+    "eye_tilt": Direction(lids=(("inner", (-14.4, -2.6)), ("outer", (13.5, 1.9)))),
     "eyelid_hooding": Direction(
         strokes=(Stroke((36, 9.5, 84), (13, 4.5, 12), (0, -1.4, 1.1)),),
         parts=("grid", "left_lids", "right_lids"),

@@ -76,7 +76,7 @@ def _sheet(points: Float[np.ndarray, "r n 3"], marks: Bool[np.ndarray, "r n"]) -
 
 
 EYEBALL_ANGLES = np.radians(
-    [4.5, 9.2, 15.0, 22.0, 29.4, 34.0, 42.0, 54.0, 72.0, 95.0, 120.0, 148.0, 172.0]
+    [4.5, 9.2, 15.0, 22.0, 29.4, 34.0, 42.0, 54.0, 72.0, 95.0, 120.0, 148.0, 176.0]
 )
 """Rings of the eyeball from its pole; pupil and iris end at the second and fifth."""
 CORNEA_BULGE = 0.45
@@ -144,12 +144,23 @@ def _distance_to_polyline(
     return np.linalg.norm(offset - share[..., None] * way, axis=-1).min(axis=-1)
 
 
+def _rounded(line: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "m 2"]:
+    """The polyline as a smooth curve of many points."""
+    if len(line) < 3:
+        return line
+    at = np.arange(len(line), dtype=float)
+    spline = shell.interpolate.CubicSpline(at, line)
+    return spline(np.linspace(0, at[-1], 6 * len(line)))
+
+
 def _ear_relief(flat: Float[np.ndarray, "*b 2"]) -> Float[np.ndarray, "*b"]:
     """Height over the ear's plane, mm."""
-    height = np.zeros(flat.shape[:-1])
+    # A soft maximum, so that ridges run into each other.
+    height = np.full(flat.shape[:-1], -1.0)
     for line, tall, wide in EAR_RIDGES:
-        distance = _distance_to_polyline(flat, line)
-        height = np.maximum(height, tall * np.exp(-((distance / wide) ** 2)))
+        distance = _distance_to_polyline(flat, _rounded(line))
+        ridge = tall * np.exp(-((distance / wide) ** 2))
+        height = np.logaddexp(2.0 * height, 2.0 * ridge) / 2.0
     concha = np.exp(
         -(
             (((flat[..., 0] - 7.0) / 8.0) ** 2 + ((flat[..., 1] + 2.0) / 10.0) ** 2)
@@ -167,7 +178,9 @@ def _ear_relief(flat: Float[np.ndarray, "*b 2"]) -> Float[np.ndarray, "*b"]:
     return height - 4.6 * concha + 2.2 * lobe - 3.5 * front * front
 
 
-EAR_RINGS = np.array([0.12, 0.25, 0.37, 0.48, 0.58, 0.67, 0.75, 0.82, 0.89, 0.95, 1.0])
+EAR_RINGS = np.array(
+    [0.12, 0.25, 0.37, 0.48, 0.58, 0.67, 0.75, 0.82, 0.88, 0.94, 0.98, 1.0]
+)
 # Behind the rim: share of the outline, mm behind the rim's height.
 EAR_BACK = ((1.005, 2.2), (0.96, 3.8), (0.86, 6.0), (0.72, 12.0), (0.6, 22.0))
 

@@ -181,31 +181,23 @@ def _closest(
 
 # iBUG points of the left half and the midline that are told by place, (x, y) in mm
 # seen from the front: jaw from the chin up, brow from inside out, nose.
-JAW_ROWS = (
-    (0.0, 5.15),
-    (1.0, 5.1),
-    (1.9, 5.1),
-    (2.7, 5.15),
-    (3.5, 5.3),
-    (4.4, 5.6),
-) + (
-    (5.0, 7.0),
-    (5.35, 9.4),
-    (5.5, 12.2),
-)
+JAW = (
+    [(0.0, 5.4), (0.9, 5.35), (1.9, 5.4), (2.9, 5.75), (3.75, 5.95), (4.6, 6.35)]
+    + [(5.1, 9.5), (5.35, 10.8), (5.5, 12.4)]
+)  # fmt: skip
 """Chart points of iBUG 8 to 16."""
-BROW = ((9.5, 19.5), (19.0, 24.5), (30.0, 27.0), (41.0, 25.0), (51.0, 17.0))
-"""iBUG 22 to 26."""
-NOSE_POINTS = ((0.0, 6.0), (0.0, -8.0), (0.0, -20.5), (0.0, -35.0))
+BROW = ((11.5, 24.5), (23.5, 28.0), (35.0, 28.5), (45.0, 26.0), (53.0, 18.5))
+"""iBUG 22 to 26: MediaPipe's map has the brow's upper edge."""
+NOSE_POINTS = ((0.0, 5.0), (0.0, -4.0), (0.0, -17.5), (0.0, -34.0))
 """iBUG 27 to 30."""
-NOSE_BASE = ((0.0, -46.0, 104.0), (7.0, -45.0, 103.5), (13.5, -43.0, 99.5))
+NOSE_BASE = ((0.0, -46.0, 104.0), (6.0, -46.5, 102.5), (14.5, -44.0, 98.5))
 """iBUG 33 to 35, in the head's frame."""
 
 
 def ibug_targets(anatomy: Anatomy) -> Float[np.ndarray, "68 3"]:
     """Where the iBUG points lie on the mean head."""
     targets = np.zeros((68, 3))
-    jaw = np.array(JAW_ROWS)
+    jaw = np.array(JAW)
     targets[8:17] = shell.surface(jaw[:, 0], jaw[:, 1])
     for first, flat in ((22, np.array(BROW)), (27, np.array(NOSE_POINTS))):
         at = shell.surface(*shell.chart_points(flat[:, 0], flat[:, 1]))
@@ -218,12 +210,14 @@ def ibug_targets(anatomy: Anatomy) -> Float[np.ndarray, "68 3"]:
     margin = lids[first : first + count]
     half = count // 2
     # Inner corner, upper two, outer corner, lower two.
-    shares = (0.0, -0.34, -0.68, 1.0, 0.66, 0.32)
+    shares = (0.0, -0.41, -0.62, 1.0, 0.64, 0.42)
     targets[42:48] = margin[np.round(np.array(shares) * half).astype(int) % count]
     mouth = anatomy.points[anatomy.ranges["mouth"]]
     count = features.MOUTH_COUNT
-    border = mouth[(len(features.MOUTH_RINGS) - 1) * count :][:count]
-    meeting = mouth[(len(features.MOUTH_RINGS) + len(features.LIP_RINGS) - 1) * count :]
+    rings = mouth[:-1].reshape(-1, count, 3)
+    outer = len(features.MOUTH_RINGS) - 1
+    border = 0.6 * rings[outer] + 0.4 * rings[outer + 1]
+    meeting = rings[outer + len(features.LIP_RINGS)]
     turn, _ = features.mouth_shares(count)
     quarter = count // 4
 
@@ -233,15 +227,23 @@ def ibug_targets(anatomy: Anatomy) -> Float[np.ndarray, "68 3"]:
         low = int(place)
         return ring[low] + (ring[low + 1] - ring[low]) * (place - low)
 
-    for ring, upper_points, lower_points, corner in (
-        (border, {51: 0.0, 52: 0.27, 53: 0.62}, {55: 0.66, 56: 0.34, 57: 0.0}, 54),
-        (meeting, {62: 0.0, 63: 0.45}, {65: 0.45, 66: 0.0}, 64),
+    for ring, upper_points, lower_points, corner, end in (
+        (
+            border,
+            {51: 0.0, 52: 0.27, 53: 0.72},
+            {55: 0.73, 56: 0.34, 57: 0.0},
+            54,
+            0.96,
+        ),
+        (meeting, {62: 0.0, 63: 0.45}, {65: 0.45, 66: 0.0}, 64, 0.9),
     ):
         for point, share in upper_points.items():
             targets[point] = at_share(ring, share, True)
         for point, share in lower_points.items():
             targets[point] = at_share(ring, share, False)
-        targets[corner] = ring[quarter]
+        # Seen from the front, the corners end before the contours do.
+        pair = at_share(ring, end, True), at_share(ring, end, False)
+        targets[corner] = 0.5 * (pair[0] + pair[1])
     mirror = landmarks.IBUG_MIRROR
     for point in range(68):
         if targets[point, 2] == 0.0:
