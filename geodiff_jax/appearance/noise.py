@@ -42,8 +42,10 @@ def fractal(
 
 
 def smoothstep(
-    low: float | np.ndarray, high: float | np.ndarray, x: Float[np.ndarray, "*b"]
+    low: float | np.floating | np.ndarray,
+    high: float | np.floating | np.ndarray,
+    x: Float[np.ndarray, "*b"],
 ) -> Float[np.ndarray, "*b"]:
     """0 at `low`, 1 at `high` (either order), smooth between."""
     t = np.clip((x - low) / (high - low), 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+    return np.asarray(t * t * (3.0 - 2.0 * t))

@@ -169,7 +169,7 @@ def _soften(
 ) -> Float[Array, "v 3"]:
     """Normals averaged over neighbouring faces, again and again."""
 
-    def once(_: int, current: Float[Array, "v 3"]) -> Float[Array, "v 3"]:
+    def once(_: Int[Array, ""], current: Float[Array, "v 3"]) -> Float[Array, "v 3"]:
         face = jnp.mean(current[faces], axis=1)
         total = jnp.zeros_like(current)
         for corner in range(3):

@@ -75,7 +75,7 @@ def surface(points: Points, lighting: Lighting) -> Float[Array, "*b 3"]:
     mirror = _sheen(cosine, points)
     reflected = 2.0 * cosine[..., None] * points.normal - points.view
     light = lights.sky_diffuse(lighting, normals)
-    light = jnp.diagonal(light, axis1=-2, axis2=-1) * points.sky[..., None]
+    light = jnp.diagonal(light, axis1=-2, axis2=-1) * _bounced(points)
     shine = mirror[..., None] * lights.sky_radiance(lighting, reflected)
     shine = shine * points.sky[..., None]
     for i in range(lighting.directions.shape[0]):
@@ -151,6 +151,16 @@ def _strand_lobe(
     shifted = numerics.normalize(tangent + shift * normal)
     along = jnp.sum(shifted * half, axis=-1)
     return jnp.clip(1.0 - along**2, 1e-6, 1.0) ** (0.5 * power)
+
+
+def _bounced(points: Points) -> Float[Array, "*b 3"]:
+    """Sky light in a hollow, with what its own bright walls throw back.
+
+    A hollow that sees the share s of the sky, all of albedo a, is as bright as if it
+    saw s / (1 - a (1 - s)): a white one hides nothing.
+    """
+    sky = jnp.clip(points.sky, 0.0, 1.0)[..., None]
+    return sky / jnp.maximum(1.0 - points.albedo * (1.0 - sky), 1e-3)
 
 
 def _sheen(cosine: Float[Array, "*b"], points: Points) -> Float[Array, "*b"]:

@@ -198,7 +198,7 @@ def scalp_cover(surface: Surface, look: Look) -> Float[np.ndarray, " n"]:
     speckle = noise.fractal(
         surface.position, wavelength=0.0012, octaves=2, seed=int(look.seed) + 23
     )
-    return (0.5 + 0.42 * float(look.hair_density)) * edge * (0.92 + 0.12 * speckle)
+    return (0.62 + 0.32 * float(look.hair_density)) * edge * (0.92 + 0.12 * speckle)
 
 
 def hairline(surface: Surface, look: Look) -> Float[np.ndarray, " n"]:
@@ -267,7 +267,7 @@ def _brow(
     coverage = np.zeros(len(t))
     if near.any():
         plane = np.stack([along[near], above[near]], axis=-1)
-        coverage[near] = _brow_hairs(plane, arc[-1], look, odd=side > 0)
+        coverage[near] = _brow_hairs(plane, arc[-1], look, odd=bool(side > 0))
     return coverage
 
 

@@ -37,7 +37,7 @@ def photograph(
     *,
     maps: texture.Maps | None = None,
     hair: Hair | None = None,
-    background: Float[Array, "*hw 3"] | float = 1.0,
+    background: Float[np.ndarray | Array, "*hw 3"] | float = 1.0,
     supersample: int = 2,
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
     """A photograph (sRGB in [0, 1]) of one person, and its alpha.

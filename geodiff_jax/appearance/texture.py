@@ -148,20 +148,20 @@ def _teeth(surface: Surface, name: str, look: Look) -> Float[np.ndarray, "n 3"]:
     color = color + gum * (np.array([0.50, 0.18, 0.16]) - color)
     front = surface.position[:, 2].max() if len(height) else 0.0
     back = noise.smoothstep(0.005, 0.035, front - surface.position[:, 2])
-    return color * (1.0 - 0.65 * back)[:, None]
+    return color * (1.0 - 0.4 * back)[:, None]
 
 
 def _mucosa(surface: Surface, look: Look, name: str) -> Float[np.ndarray, "n 3"]:
     """Wet red flesh that darkens into the throat."""
     mottled = noise.fractal(surface.position, wavelength=0.003, octaves=2, seed=9)
     base = (
-        np.array([0.42, 0.13, 0.11])
+        np.array([0.52, 0.20, 0.18])
         if name == "tongue"
-        else np.array([0.36, 0.10, 0.09])
+        else np.array([0.46, 0.15, 0.13])
     )
     front = surface.position[:, 2].max() if len(mottled) else 0.0
     depth = noise.smoothstep(0.0, 0.045, front - surface.position[:, 2])
-    dark = (1.0 - (0.55 if name == "tongue" else 0.86) * depth) * (1.0 + 0.1 * mottled)
+    dark = (1.0 - (0.4 if name == "tongue" else 0.65) * depth) * (1.0 + 0.1 * mottled)
     return base * dark[:, None] * (1.0 - 0.12 * float(look.melanin))
 
 
