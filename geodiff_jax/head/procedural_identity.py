@@ -22,7 +22,7 @@ Stroke = shell.Stroke
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """Growth away from a point, as shares of the distance along x, y and z.
+    """Growth away from a point and its mirror image, as shares of the distance.
 
     Full within the window's radii, and gone beyond about twice them.
     """
@@ -286,7 +286,8 @@ def _stretched(
 ) -> Float[np.ndarray, "v 3"]:
     offset = (points - np.array(stretch.window)) / np.array(stretch.radii)
     weight = np.exp(-(np.sum(offset * offset, axis=-1) ** 2))
-    away = points - np.array(stretch.centre)
+    side = np.where(points[:, :1] < 0, [[-1.0, 1.0, 1.0]], 1.0)
+    away = points - side * np.array(stretch.centre)
     return away * np.array(stretch.rates) * weight[:, None]
 
 

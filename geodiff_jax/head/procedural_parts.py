@@ -106,8 +106,8 @@ def eyeball(*, sectors: int = 24) -> Part:
 # counter-clockwise for somebody looking at it from the left, starting at the tragus.
 EAR_OUTLINE = np.array(
     [(-3, -2), (-4.5, 6), (-4, 14), (-1, 22), (6, 28.5), (15, 30), (23, 26.5)]
-    + [(28.5, 18), (29.5, 8), (27, -3), (22, -13), (16.5, -22), (12, -29)]
-    + [(6.5, -33.5), (0.5, -32), (-3.5, -25), (-4, -17), (-3.5, -9)],
+    + [(28.5, 18), (29.5, 8), (27, -3), (23.5, -12), (18.8, -21.5), (14, -29)]
+    + [(7.5, -34), (1.0, -32.5), (-3.5, -25), (-4, -17), (-3.5, -9)],
     float,
 )
 EAR_CENTRE = np.array([7.0, 0.0])
@@ -116,18 +116,18 @@ EAR_RIDGES = (
     (
         np.array(
             [(4, 1), (0, 4), (-2, 12), (1, 21), (7, 26.5), (15, 27.5), (21.5, 24)]
-            + [(26, 17), (27, 8), (24.5, -3), (20, -12), (15, -19)],
+            + [(26, 17), (27, 8), (24.5, -3), (20.8, -12), (16.5, -20)],
             float,
         ),
-        3.4,
-        2.8,
+        4.4,
+        2.7,
     ),
     (
         np.array(
             [(10, -15), (15, -11), (18.5, -3), (18, 6), (14, 13), (12, 20)], float
         ),
-        3.6,
-        3.6,
+        4.4,
+        3.3,
     ),
     (np.array([(17, 8), (11, 10.5), (4, 12)], float), 2.2, 2.6),
     (np.array([(-2.5, -4), (-1.5, 1)], float), 4.5, 3.2),
@@ -175,7 +175,7 @@ def _ear_relief(flat: Float[np.ndarray, "*b 2"]) -> Float[np.ndarray, "*b"]:
     )
     # The front edge runs under the skin of the cheek.
     front = np.clip((-flat[..., 0] - 0.5) / 3.5, 0.0, 1.0)
-    return height - 4.6 * concha + 2.2 * lobe - 3.5 * front * front
+    return height - 7.0 * concha + 2.2 * lobe - 3.5 * front * front
 
 
 EAR_RINGS = np.array(
@@ -185,7 +185,7 @@ EAR_RINGS = np.array(
 EAR_BACK = ((1.005, 2.2), (0.96, 3.8), (0.86, 6.0), (0.72, 12.0), (0.6, 22.0))
 
 
-def ear(*, sectors: int = 36) -> Part:
+def ear(*, sectors: int = 40) -> Part:
     """The left ear, tilted back and standing off the head; its back ends inside it."""
     knots = np.concatenate([EAR_OUTLINE, EAR_OUTLINE[:1]])
     length = np.r_[0, np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))]

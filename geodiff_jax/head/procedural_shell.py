@@ -324,6 +324,8 @@ RELIEF: tuple[Stroke, ...] = (
     Stroke((43.0, 19.5, 78.0), (9.0, 6.0, 14.0), (0.6, 0.0, 1.0)),
     # Cheekbone.
     Stroke((47.0, -20.0, 70.0), (13.0, 10.0, 16.0), (1.0, 0.0, 1.6)),
+    # Room for the bowl of the ear.
+    Stroke((70.5, -7.0, -9.0), (14.0, 13.0, 10.0), (-4.0, 0.0, 0.0)),
     # Chin.
     Stroke((0.0, -101.0, 98.0), (13.0, 9.0, 20.0), (0.0, 0.0, 2.2)),
     # Fold from the nose to the corner of the mouth, and the cheek over it.

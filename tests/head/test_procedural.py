@@ -210,6 +210,12 @@ def test_head_is_mirror_symmetric(model):
         twin = {"mouthLeft": "mouthRight", "mouthRight": "mouthLeft"}.get(twin, twin)
         other = basis[names.index(twin)][across] * flip
         np.testing.assert_allclose(basis[i], other, atol=1e-7, err_msg=name)
+    for name, moves in zip(
+        model.identity_names, np.asarray(model.identity_basis), strict=True
+    ):
+        if not name.endswith("asymmetry"):
+            other = np.asarray(moves)[across] * flip
+            np.testing.assert_allclose(moves, other, atol=1e-7, err_msg=name)
     weights = np.asarray(model.skinning_weights)
     np.testing.assert_allclose(weights[across][:, [0, 1, 2, 4, 3]], weights, atol=1e-6)
     marks = np.asarray(landmarks.positions(model, model.template))
