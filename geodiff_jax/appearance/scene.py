@@ -118,6 +118,8 @@ def _light(
     count = len(vertices)
     skin_sky = jnp.sum(sky[:, :count] * cosine, axis=0)
     skin_sky = skin_sky / jnp.maximum(jnp.sum(cosine, axis=0), 1e-6)
+    # Some light always wanders into mouth and nostrils; its share is ours.
+    skin_sky = 0.05 + 0.95 * skin_sky
     # Half of the sky is below the horizon of the head itself.
     hair_sky = 1.35 * jnp.mean(sky[:, count:], axis=0)
     on_hair = jnp.concatenate([hair_sky[:, None], lamps[count:]], axis=-1)

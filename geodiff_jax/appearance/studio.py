@@ -226,11 +226,12 @@ def _skin(
     albedo, slope = _sample(head, atlas, face, weights)
     # A surface seen from behind (inside of the neck) turns its normal round.
     facing = jnp.sum(points.normal * points.view, axis=-1, keepdims=True)
-    normal = jnp.where(facing < -0.2, -points.normal, points.normal)
+    side = jnp.where(facing < -0.2, -1.0, 1.0)
     finishes = jnp.einsum("nk,nkc->nc", weights, atlas.finish[head.faces[face]])
     points = points.replace(
         albedo=albedo,
-        normal=_emboss(head, scene, face, normal, slope),
+        normal=_emboss(head, scene, face, side * points.normal, slope),
+        soft_normal=side * points.soft_normal,
         roughness=finishes[:, 0],
         reflectance=finishes[:, 1],
         translucency=finishes[:, 2],
