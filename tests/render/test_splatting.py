@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -214,6 +215,27 @@ def test_kernel_agrees_with_float64(kernels, count, channels, depth, antialiased
         assert relative(found[name], gradient[name]) <= 1e-4, name
 
 
+def test_kernel_agrees_beyond_the_clamp_of_the_jacobian(kernels):
+    """Wide splats far off the image: their slopes hang on the camera's limits."""
+    arrays = scene(12, 2)
+    arrays |= {
+        "means": arrays["means"] * [1.0, 1.0, 0.3],
+        "scales": arrays["scales"] + 0.4,
+        "camera_from_world": np.concatenate([np.eye(3), [[0.0], [0.0], [3.0]]], axis=1),
+    }
+    arrays["means"][:, 0] = [-2.6, 2.6] * 6
+    arrays["means"][:6, 1] = [-2.6, 2.6] * 3
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    _, found = render_with_gradients(arrays)
+    seen = np.abs(found["features"]).max(axis=1) > 0
+    assert seen.sum() >= 8
+    with jax.enable_x64(True):
+        exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+        _, gradient = render_with_gradients(exact, "reference")
+    for name in NAMES:
+        assert relative(found[name], gradient[name]) <= 1e-4, name
+
+
 def test_reference_gradients_match_finite_differences():
     """In float64, where a step of 1e-6 crosses no threshold of this scene."""
     with jax.enable_x64(True):
@@ -392,8 +414,7 @@ def test_camera_batch_and_vmap_equal_a_loop(backend):
                 )
 
 
-@each_backend
-def test_vmap_over_gaussians_and_its_gradient_equal_a_loop(backend):
+def test_vmap_over_gaussians_and_its_gradient_equal_a_loop(kernels):
     """Sets of Gaussians before one shared pair of cameras."""
     arrays = scene(30, 2)
     poses = np.stack([arrays["camera_from_world"]] * 2)
@@ -410,7 +431,7 @@ def test_vmap_over_gaussians_and_its_gradient_equal_a_loop(backend):
             **(shared | {"means": means, "camera_from_world": pose}),
             width=24,
             height=40,
-            backend=backend,
+            backend="cpu",
         )
         return jnp.sum(jnp.sin(result.image)) + jnp.sum(result.alpha**2)
 
@@ -553,11 +574,13 @@ def test_no_bit_pattern_crashes_the_kernel(kernels, name, value):
     render_with_gradients(arrays, "cpu", depth="expected")
 
 
+SIZES = [(0, 3, 20, 20), (20, 0, 1, 1), (20, 3, 1, 1), (20, 3, 17, 5), (20, 3, 0, 4)]
+
+
 @pytest.mark.parametrize(
-    ("count", "channels", "width", "height"),
-    [(0, 3, 20, 20), (20, 0, 20, 20), (20, 3, 1, 1), (20, 3, 17, 5), (20, 3, 0, 4)],
+    ("backend", "count", "channels", "width", "height"),
+    [("cpu", *size) for size in SIZES] + [("reference", *size) for size in SIZES[:2]],
 )
-@each_backend
 def test_odd_sizes(backend, count, channels, width, height):
     arrays = scene(count, channels, size=20)
     size = {"width": width, "height": height}
@@ -642,28 +665,28 @@ def test_bits_do_not_depend_on_run_or_threads(kernels):
 
 
 BUILD = """
-import sys
+import pickle, sys
 sys.path.insert(0, sys.argv[1])
 from tests.render import test_splatting as t
-for backend in ("cpu", "reference"):
-    arrays = t.scene(400, 3, size=60)
-    arrays["scales"] = arrays["scales"] * 0.6
-    result, gradients = t.render_with_gradients(
-        arrays, backend, width=61, height=45, depth="accumulated")
-    if backend == "cpu":
-        kernel = result, gradients
-for a, b in zip(kernel[0], result):
-    assert abs(a - b).max() < 1e-4
-for name, gradient in gradients.items():
-    assert t.relative(kernel[1][name], gradient) < 1e-4, name
+arrays = t.scene(400, 3, size=60)
+found = t.render_with_gradients(arrays, width=61, height=45, depth="accumulated")
+print(pickle.dumps((tuple(found[0]), found[1])).hex())
 """
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_build_of_the_kernels_agrees_with_the_reference(kernels, isa):
+def test_every_build_of_the_kernels_agrees(kernels, isa):
+    """With the best one, which is held to the reference elsewhere."""
     if isa not in ffi.instruction_sets():
         pytest.skip(f"this processor has no {isa}")
-    run_python(BUILD, GEODIFF_JAX_ISA=isa)
+    found = pickle.loads(bytes.fromhex(run_python(BUILD, GEODIFF_JAX_ISA=isa)))
+    best = render_with_gradients(
+        scene(400, 3, size=60), width=61, height=45, depth="accumulated"
+    )
+    for output, expected in zip(found[0], best[0], strict=True):
+        assert np.abs(output - expected).max() < 1e-5
+    for name in NAMES:
+        assert relative(found[1][name], best[1][name]) < 1e-4, name
 
 
 FALLBACK = """
@@ -672,11 +695,8 @@ sys.path.insert(0, sys.argv[1])
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from tests.render import test_splatting as t
-    import numpy as np
-    default = t.render(t.scene(5), None)
-    np.testing.assert_array_equal(
-        default.image, t.render(t.scene(5), "reference").image)
-    t.render_with_gradients(t.scene(5), None)
+    result, gradients = t.render_with_gradients(t.scene(5), None)
+    assert result.alpha.max() > 0.1 and abs(gradients["means"]).max() > 0
     try:
         t.render(t.scene(5), "cpu")
     except RuntimeError as error:
