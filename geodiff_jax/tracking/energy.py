@@ -16,6 +16,7 @@ import numpy as np
 from jax import flatten_util
 from jaxtyping import Array, Bool, Float, Int
 
+from geodiff_jax.head import lbs
 from geodiff_jax.head import model as head_model
 from geodiff_jax.tracking import least_squares, outline
 
@@ -36,6 +37,10 @@ class FitConfig:
     matte_sigma: float = 0.03
     matte_reach: float = 0.12
     """How far from the fitted head the matte's skin edge still attracts it."""
+    pitch_sigma: float = 0.02
+    """Radians of nodding to or from the camera: in a frontal view a longer chin and a
+    bowed head look alike, and portraits are taken at eye level. Small, because 51
+    landmarks err together, yet count as independent."""
     identity_sigma: float = 1.0
     identity_bound: float = 3.0
     """Standard deviations beyond which `bound_weight` counts: shapes are linear, and
@@ -98,6 +103,7 @@ class Problem:
     """With a leading frame axis."""
     expression_weights: Float[Array, " e"]
     left_minus_right: Float[Array, "s e"]
+    pitch_weight: Float[Array, ""]
     identity_weight: Float[Array, ""]
     identity_bound: Float[Array, ""]
     eyelid_weight: Float[Array, ""]
@@ -121,7 +127,7 @@ def make_problem(
     weights = np.zeros(68)
     weights[17:] = trust[17:] / (config.landmark_sigma * unit)
     corners = np.asarray(model.faces)[np.asarray(model.landmarks.faces)].ravel()
-    kept = jnp.asarray(np.concatenate([corners, lines.vertices]))
+    kept = np.concatenate([corners, lines.vertices])
     names = model.expression_names
     arrays = {
         "field_basis": basis[kept],
@@ -131,6 +137,7 @@ def make_problem(
         "landmark_weights": weights[None],
         "expression_weights": 1.0 / _expression_sigmas(names, config),
         "left_minus_right": _left_minus_right(names) / config.asymmetry_sigma,
+        "pitch_weight": 1.0 / config.pitch_sigma,
         "identity_weight": 1.0 / config.identity_sigma,
         "identity_bound": config.identity_bound,
         "eyelid_weight": 1.0 / config.eyelid_sigma,
@@ -185,9 +192,12 @@ def params_of(unknowns: Unknowns) -> head_model.HeadParams:
 
 
 @jax.jit
-def vertices(model: head_model.HeadModel, unknowns: Unknowns) -> Float[Array, "t v 3"]:
-    """All vertices in the cameras, without offsets."""
-    return head_model.vertices(model, params_of(unknowns))
+def pose(
+    model: head_model.HeadModel, unknowns: Unknowns
+) -> tuple[Float[Array, "t v 3"], head_model.HeadParams]:
+    """(all vertices in the cameras, parameters), without offsets."""
+    params = params_of(unknowns)
+    return head_model.vertices(model, params), params
 
 
 def _residuals(unknowns: Unknowns, problem: Problem) -> Float[Array, " r"]:
@@ -207,10 +217,13 @@ def _residuals(unknowns: Unknowns, problem: Problem) -> Float[Array, " r"]:
     excess = jnp.sum(lines.normals * ends, axis=-1) - lines.targets
     excess = jnp.where(lines.outer_only, jnp.maximum(excess, 0.0), excess)
     strengths = jnp.concatenate([unknowns.expression, unknowns.eyelids], axis=1)
+    # How far the face's own z axis points up or down in the image.
+    forward = lbs.rotation_matrices(unknowns.rotation)[..., 2]
     beyond = jnp.maximum(jnp.abs(unknowns.identity) - problem.identity_bound, 0.0)
     terms = [
         (seen - problem.found) * problem.landmark_weights[..., None],
         excess * lines.weights,
+        forward[:, 1] * problem.pitch_weight,
         unknowns.identity * problem.identity_weight,
         beyond * problem.bound_weight,
         unknowns.expression * problem.expression_weights,
@@ -230,14 +243,20 @@ def _pixels(
     return focal * points[..., :2] / points[..., 2:] + centre
 
 
-def _cut(model: head_model.HeadModel, kept: Int[Array, " p"]) -> head_model.HeadModel:
+def _cut(
+    model: head_model.HeadModel, kept: Int[np.ndarray, " p"]
+) -> head_model.HeadModel:
     """The head's shapes at a few vertices; its topology means nothing any more."""
+
+    def take(shapes: Float[Array, "*b v c"]) -> Float[Array, "*b p c"]:
+        return jnp.asarray(np.asarray(shapes)[..., kept, :])  # Nothing to compile.
+
     return model.replace(
-        template=model.template[kept],
-        identity_basis=model.identity_basis[:, kept],
-        expression_basis=model.expression_basis[:, kept],
-        eyelid_basis=model.eyelid_basis[:, kept],
-        skinning_weights=model.skinning_weights[kept],
+        template=take(model.template),
+        identity_basis=take(model.identity_basis),
+        expression_basis=take(model.expression_basis),
+        eyelid_basis=take(model.eyelid_basis),
+        skinning_weights=take(model.skinning_weights),
         faces=jnp.zeros((0, 3), int),
         uv=jnp.zeros((0, 2)),
         uv_faces=jnp.zeros((0, 3), int),

@@ -72,10 +72,10 @@ def fit(
         _check_yaw(posed, view.config)
         shaped = _solve_stage(view, posed, stage=1)
         solved = _solve_stage(view, shaped, stage=2)
-        params = jax.tree.map(lambda x: x[0], energy.params_of(solved))
-        before, after = _vertices(view, shaped), _vertices(view, solved)
+        before, _ = _pose(view, shaped)
+        after, params = _pose(view, solved)
         if detection.irises is not None:
-            params = params.replace(eyes=_gaze(view, solved, after))
+            params = params.replace(eyes=_gaze(view, solved, params, after))
         field = _field(view, solved)
     found, projected = detection.ibug, _pixels(view, _at_marks(model, after))
     without = _pixels(view, _at_marks(model, before))
@@ -159,15 +159,15 @@ def _start(view: _View) -> energy.Unknowns:
     focal, centre = view.intrinsics[:2], view.intrinsics[2:]
     ray = np.append((seen.mean(0) - centre) / focal, 1.0)
     origin = focal[0] / scales.mean() * ray - rotation @ marks.mean(0)
-    axis_angle = transform.Rotation.from_matrix(rotation).as_rotvec()
-    return energy.Unknowns(
-        rotation=jnp.asarray(axis_angle)[None],
-        placement=jnp.asarray([[*(origin[:2] / origin[2]), np.log(origin[2])]]),
-        identity=jnp.zeros(len(view.model.identity_names)),
-        expression=jnp.zeros((1, len(view.model.expression_names))),
-        eyelids=jnp.zeros((1, 2)),
-        field=jnp.zeros((view.basis.shape[1], 3)),
-    )
+    values = {
+        "rotation": transform.Rotation.from_matrix(rotation).as_rotvec()[None],
+        "placement": [[*(origin[:2] / origin[2]), np.log(origin[2])]],
+        "identity": np.zeros(len(view.model.identity_names)),
+        "expression": np.zeros((1, len(view.model.expression_names))),
+        "eyelids": np.zeros((1, 2)),
+        "field": np.zeros((view.basis.shape[1], 3)),
+    }
+    return energy.Unknowns(**{k: jnp.asarray(v) for k, v in values.items()})
 
 
 # Unknowns that each stage frees, and which of its rounds look at the outline and doubt
@@ -193,7 +193,7 @@ def _solve_stage(view: _View, start: energy.Unknowns, *, stage: int) -> energy.U
     for with_outline in rounds:
         trust, lines = np.ones(68), outline.nothing()
         if with_outline:
-            posed = _vertices(view, solved)
+            posed, _ = _pose(view, solved)
             trust = _trust(view, _pixels(view, _at_marks(view.model, posed)))
             lines = _outline(view, _pixels(view, posed))
         problem = energy.make_problem(
@@ -248,10 +248,14 @@ def _field(view: _View, unknowns: energy.Unknowns) -> Float[np.ndarray, "v 3"]:
     return offsets.ride_on_eyeballs(view.model, bounded)
 
 
-def _vertices(view: _View, unknowns: energy.Unknowns) -> Float[np.ndarray, "v 3"]:
-    """In the camera frame, eyes at rest."""
+def _pose(
+    view: _View, unknowns: energy.Unknowns
+) -> tuple[Float[np.ndarray, "v 3"], head_model.HeadParams]:
+    """(vertices in the camera frame, parameters) of the only frame, eyes at rest."""
     moved = offsets.apply(view.model, _field(view, unknowns))
-    return np.asarray(energy.vertices(moved, unknowns))[0]
+    vertices, params = energy.pose(moved, unknowns)
+    frame = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), params)
+    return np.asarray(vertices)[0], frame
 
 
 def _pixels(view: _View, points: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 2"]:
@@ -281,18 +285,20 @@ def _error(
 
 
 def _gaze(
-    view: _View, unknowns: energy.Unknowns, vertices: Float[np.ndarray, "v 3"]
+    view: _View,
+    unknowns: energy.Unknowns,
+    params: head_model.HeadParams,
+    vertices: Float[np.ndarray, "v 3"],
 ) -> Float[Array, "2 3"]:
     """Eyes that look where the irises were found; `vertices` with eyes at rest."""
-    params = energy.params_of(unknowns)
     moved = offsets.apply(view.model, _field(view, unknowns))
-    shift = np.tensordot(unknowns.identity, view.model.joint_identity_basis, axes=1)
+    shift = np.tensordot(params.identity, view.model.joint_identity_basis, axes=1)
     first = head_model.JOINTS.index("left_eye")
     joints = (np.asarray(moved.joint_template) + shift)[first : first + 2]
-    rotation = _matrix(params.rotation[0])
+    rotation = _matrix(params.rotation)
     slopes = (view.detection.irises - view.intrinsics[2:]) / view.intrinsics[:2]
     eyes = gaze.eyes(
-        joints @ rotation.T + np.asarray(params.translation[0]),
+        joints @ rotation.T + np.asarray(params.translation),
         _embedded(view.model, view.model.irises, vertices),
         np.concatenate([slopes, np.ones((2, 1))], axis=1),
         rotation,
@@ -301,7 +307,7 @@ def _gaze(
 
 
 def _check_yaw(unknowns: energy.Unknowns, config: FitConfig) -> None:
-    degrees = abs(np.degrees(_yaw(unknowns.rotation[0])))
+    degrees = abs(np.degrees(_yaw(np.asarray(unknowns.rotation)[0])))
     if degrees > config.max_yaw_degrees:
         raise ValueError(
             f"Expected a face turned at most {config.max_yaw_degrees:.0f} degrees "
@@ -309,13 +315,13 @@ def _check_yaw(unknowns: energy.Unknowns, config: FitConfig) -> None:
         )
 
 
-def _yaw(rotation: Float[Array, "3"]) -> float:
+def _yaw(rotation: Float[np.ndarray | Array, "3"]) -> float:
     """Radians by which the face points to the right of the image, its left."""
     forward = _matrix(rotation)[:, 2]
     return float(np.arctan2(forward[0], -forward[2]))
 
 
-def _matrix(rotation: Float[Array, "3"]) -> Float[np.ndarray, "3 3"]:
+def _matrix(rotation: Float[np.ndarray | Array, "3"]) -> Float[np.ndarray, "3 3"]:
     return transform.Rotation.from_rotvec(np.array(rotation, np.float64)).as_matrix()
 
 

@@ -45,26 +45,32 @@ def levenberg_marquardt(
     Meant for float64.
     """
 
-    def objective(unknowns: Float[Array, " n"]) -> Float[Array, ""]:
-        return 0.5 * jnp.sum(residual(unknowns, data) ** 2)
+    def with_value(
+        unknowns: Float[Array, " n"],
+    ) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
+        value = residual(unknowns, data)
+        return value, value
 
     def step(state: _State) -> _State:
-        jacobian = jax.jacfwd(residual)(state.unknowns, data) * free
-        gradient = jacobian.T @ residual(state.unknowns, data)
+        # One pass gives slope and value: every copy of the residual is compiled anew.
+        jacobian, value = jax.jacfwd(with_value, has_aux=True)(state.unknowns)
+        jacobian = jacobian * free
         normal = jacobian.T @ jacobian
         diagonal = jnp.diagonal(normal)
         # Frozen and unseen unknowns have empty columns: a one keeps them solvable.
         scaling = state.damping * diagonal + jnp.where(diagonal > 0, 0.0, 1.0)
         factor = jax.scipy.linalg.cho_factor(normal + jnp.diag(scaling))
-        trial = state.unknowns - jax.scipy.linalg.cho_solve(factor, gradient) * free
-        value = objective(trial)
-        better = value < state.objective  # False where the trial is not finite.
-        gain = (state.objective - value) / jnp.maximum(state.objective, 1e-300)
+        shift = jax.scipy.linalg.cho_solve(factor, jacobian.T @ value)
+        trial = state.unknowns - shift * free
+        before = 0.5 * jnp.sum(value**2)
+        after = 0.5 * jnp.sum(residual(trial, data) ** 2)
+        better = after < before  # False where the trial is not finite.
+        gain = (before - after) / jnp.maximum(before, 1e-300)
         # A step that does not help although damped away cannot be improved on.
         stuck = ~better & (state.damping > 1e8)
         return _State(
             jnp.where(better, trial, state.unknowns),
-            jnp.where(better, value, state.objective),
+            jnp.where(better, after, before),
             jnp.where(better, state.damping / 5.0, state.damping * 4.0),
             state.iterations + 1,
             (better & (gain < relative_tolerance)) | stuck,
@@ -73,8 +79,8 @@ def levenberg_marquardt(
     def unfinished(state: _State) -> Bool[Array, ""]:
         return (state.iterations < max_iterations) & ~state.converged
 
-    first = _State(
-        start, objective(start), jnp.asarray(1e-3, start.dtype), 0, jnp.asarray(False)
-    )
+    infinite = jnp.asarray(jnp.inf, start.dtype)
+    damping = jnp.asarray(1e-3, start.dtype)
+    first = _State(start, infinite, damping, 0, jnp.asarray(False))
     last = jax.lax.while_loop(unfinished, step, first)
     return Solution(last.unknowns, last.objective, last.iterations)

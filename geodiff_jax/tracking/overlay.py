@@ -1,7 +1,8 @@
 """The picture to judge a fit by: mesh, landmarks and outline over the photo."""
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 from scipy import ndimage
 
 from geodiff_jax.geometry import mesh
@@ -58,13 +59,11 @@ def shade(
     head: head_model.HeadModel, params: head_model.HeadParams, camera: Camera
 ) -> tuple[Float[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
     """(clay look of a posed head, pixels that it covers)."""
-    vertices = head_model.vertices(head, params)
-    fragments = mesh_rasterizer.rasterize(vertices, head.faces, camera)
+    fragments, normals = _rasterized(head, params, camera)
     face = np.asarray(fragments.face)
     corners = np.asarray(head.faces)[np.maximum(face, 0)]
-    normals = np.asarray(mesh.vertex_normals(vertices, head.faces))
     rotation = np.asarray(camera.camera_from_world.rotation().as_matrix())
-    facing = normals @ rotation.T @ _LIGHT
+    facing = np.asarray(normals) @ rotation.T @ _LIGHT
     weights = np.asarray(fragments.barycentric)
     light = 0.25 + 0.75 * np.maximum(np.sum(facing[corners] * weights, axis=-1), 0.0)
     eyes = head_model.face_region(head, "left_eyeball", "right_eyeball")
@@ -73,6 +72,15 @@ def shade(
     )
     covered = face >= 0
     return np.where(covered[..., None], light[..., None] * colour, 1.0), covered
+
+
+@jax.jit
+def _rasterized(
+    head: head_model.HeadModel, params: head_model.HeadParams, camera: Camera
+) -> tuple[mesh_rasterizer.Fragments, Float[Array, "v 3"]]:
+    vertices = head_model.vertices(head, params)
+    fragments = mesh_rasterizer.rasterize(vertices, head.faces, camera)
+    return fragments, mesh.vertex_normals(vertices, head.faces)
 
 
 def _window(detection: detect.Detection) -> tuple[int, int, int]:

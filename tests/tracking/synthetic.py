@@ -61,13 +61,8 @@ def person(
 def portrait(model, params, *, focal=800.0, width=400, height=440, known_focal=True):
     """The person before a blue wall, in flat skin colour."""
     camera = cameras.pinhole(focal=focal, width=width, height=height)
-    vertices = _posed(model, params)
-    covered = np.asarray(
-        mesh_rasterizer.rasterize(vertices, model.faces, camera).face >= 0
-    )
-    marks = landmarks.positions(model, vertices)
-    ibug = np.asarray(camera.project(marks)[0], np.float64)
-    irises = camera.project(landmarks.iris_positions(model, vertices))[0]
+    face, ibug, irises = jax.tree.map(np.asarray, _seen(model, params, camera))
+    covered, ibug = face >= 0, ibug.astype(np.float64)
     photo = images.photo_from_array(
         np.where(covered[..., None], SKIN, WALL),
         focal_pixels=focal if known_focal else None,
@@ -75,7 +70,7 @@ def portrait(model, params, *, focal=800.0, width=400, height=440, known_focal=T
     detection = detect.Detection(
         box=np.concatenate([ibug.min(axis=0), ibug.max(axis=0)]),
         ibug=ibug,
-        irises=np.asarray(irises, np.float64),
+        irises=irises.astype(np.float64),
         landmarks_478=None,
         matte=covered.astype(np.float32),
         landmarks_source="file",
@@ -107,4 +102,11 @@ def yaw_degrees(params):
     return np.degrees(np.arctan2(forward[0], -forward[2]))
 
 
-_posed = jax.jit(head_model.vertices)
+@jax.jit
+def _seen(model, params, camera):
+    """(face of each pixel, iBUG 68, irises)."""
+    vertices = head_model.vertices(model, params)
+    fragments = mesh_rasterizer.rasterize(vertices, model.faces, camera)
+    ibug = camera.project(landmarks.positions(model, vertices))[0]
+    irises = camera.project(landmarks.iris_positions(model, vertices))[0]
+    return fragments.face, ibug, irises

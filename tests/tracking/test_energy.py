@@ -36,7 +36,7 @@ def problem_of(view, lines=None):
 
 
 def outline_of(view, unknowns):
-    return fit._outline(view, fit._pixels(view, fit._vertices(view, unknowns)))
+    return fit._outline(view, fit._pixels(view, fit._pose(view, unknowns)[0]))
 
 
 def random_unknowns(view, seed=0):
@@ -154,7 +154,7 @@ def test_identity_costs_its_square_and_more_beyond_its_bound(view):
 def test_outer_bounds_pull_only_from_outside(view):
     start = fit._start(view)
     lines = outline_of(view, start)
-    pixels = fit._pixels(view, fit._vertices(view, start))
+    pixels = fit._pixels(view, fit._pose(view, start)[0])
     at = np.sum(lines.normals * pixels[lines.vertices], axis=1)
     ones = np.ones_like(at)
     bound = lines._replace(weights=ones, outer_only=ones > 0)

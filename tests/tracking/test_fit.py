@@ -187,6 +187,6 @@ class TestRealPortraits:
             view = fit._make_view(model, photo, detection, fit.FitConfig())
             posed = fit._solve_stage(view, fit._start(view), stage=0)
             pixels = fit._pixels(
-                view, fit._at_marks(view.model, fit._vertices(view, posed))
+                view, fit._at_marks(view.model, fit._pose(view, posed)[0])
             )
         assert fit._error(pixels, detection.ibug) > 0.025
