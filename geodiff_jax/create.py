@@ -154,11 +154,9 @@ def working_camera(tracked: Tracked, *, size: int) -> Camera:
 
 
 def crop_camera(tracked: Tracked, *, scale: float, margin: float = 0.06) -> Camera:
-    """The camera of the part of the photo that holds the metric's region."""
-    result = tracked.fit
-    region = metric_region.head_region(
-        result.head, result.params, result.camera, tracked.detection.matte, edge=0
-    )
+    """The camera of the part of the photo that holds head and metric's region."""
+    camera = tracked.fit.camera
+    region = training_region(tracked, camera, tracked.detection.matte)
     if not region.any():
         raise ValueError(
             "The fitted head lies outside the photo's foreground; "
@@ -167,7 +165,6 @@ def crop_camera(tracked: Tracked, *, scale: float, margin: float = 0.06) -> Came
     rows = np.flatnonzero(region.any(axis=1))
     columns = np.flatnonzero(region.any(axis=0))
     pad = round(margin * (rows[-1] - rows[0]))
-    camera = result.camera
     left, top = max(columns[0] - pad, 0), max(rows[0] - pad, 0)
     right = min(columns[-1] + 1 + pad, camera.width)
     bottom = min(rows[-1] + 1 + pad, camera.height)
@@ -176,6 +173,19 @@ def crop_camera(tracked: Tracked, *, scale: float, margin: float = 0.06) -> Came
     )
     width, height = round(scale * crop.width), round(scale * crop.height)
     return crop.resize(width=width, height=height)
+
+
+def training_region(
+    tracked: Tracked, camera: Camera, matte: Float[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "h w"]:
+    """The metric's region, and all foreground that the head covers: the whole neck."""
+    result = tracked.fit
+    region = metric_region.head_region(
+        result.head, result.params, camera, matte, edge=0
+    )
+    vertices = head_model.vertices(result.head, result.params)
+    fragments = mesh_rasterizer.rasterize(vertices, result.head.faces, camera)
+    return region | ((np.asarray(fragments.face) >= 0) & (matte > 0.5))
 
 
 def view_of(
@@ -188,10 +198,7 @@ def view_of(
     matte = tracked.detection.matte
     image = resample(tracked.photo.rgb, result.camera, camera)
     matte = resample(matte[..., None], result.camera, camera)[..., 0]
-    region = metric_region.head_region(
-        result.head, result.params, camera, matte, edge=0
-    )
-    return image, matte, region
+    return image, matte, training_region(tracked, camera, matte)
 
 
 def make_view(tracked: Tracked, camera: Camera) -> losses.View:

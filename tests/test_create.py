@@ -74,14 +74,17 @@ def turned_figures(seed: int) -> dict[float, tuple[float, float]]:
         return studio.photograph(head, params, person, lamps, lens, background=1.0)
 
     image, alpha = (np.asarray(x) for x in photograph(camera))
-    photo = images.photo_from_array(np.concatenate([image, alpha[..., None]], -1))
+    pixels = np.concatenate([image, alpha[..., None]], axis=-1)
+    photo = images.photo_from_array(pixels, focal_pixels=1024.0)
     tracked = create.track(photo)
     avatar = create.build(tracked)
     result = {}
     for yaw in YAWS:
         side = preview.turned(camera, params, float(np.radians(yaw)))
         truth, matte = (np.asarray(x) for x in photograph(side))
-        view = jax.jit(avatar_model.render)(avatar, avatar.params, side)
+        # One photo leaves the world's scale open: each turns about its own head.
+        own = preview.turned(tracked.fit.camera, avatar.params, float(np.radians(yaw)))
+        view = jax.jit(avatar_model.render)(avatar, avatar.params, own)
         region = metric_region.head_region(head, params, side, matte)
         above = metric_region.above_neck_ring(head, params, side)
         psnr = image_metrics.psnr(

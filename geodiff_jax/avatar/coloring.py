@@ -190,11 +190,10 @@ def complete_vertices(
     """Vertex colours everywhere: observed, then their mirror image, then diffusion.
 
     Skin and scalp diffuse within themselves; lips, eyes and the mouth's interior keep
-    `default`, tinted as the photo tints the skin.
+    `default`, in the light of the photo.
     """
     faces = np.asarray(head.faces)
-    tint = _tint(head, observed, confidence, default)
-    start = np.clip(default * tint, 0.0, 1.0)
+    start = _in_photo_light(head, observed, confidence, default)
     template = np.asarray(head.template)
     twin = mirror_lookup(vertex_points(head, template))
     mirrored = 0.7 * confidence[twin] * (1.0 - confidence)
@@ -274,19 +273,26 @@ def _diffusion_group(head: head_model.HeadModel) -> Int[np.ndarray, " v"]:
     return group
 
 
-def _tint(
+def _in_photo_light(
     head: head_model.HeadModel,
     observed: Float[np.ndarray, "v 3"],
     confidence: Float[np.ndarray, " v"],
     default: Float[np.ndarray, "v 3"],
-) -> Float[np.ndarray, "3"]:
+) -> Float[np.ndarray, "v 3"]:
+    """Default colours, as bright and as colourful as the photo's skin suggests.
+
+    Brightness by half, in logarithms: a dark complexion is not a dark light. Saturation
+    in proportion, so that a grey photo gets grey teeth.
+    """
     face: Bool[np.ndarray, " v"] = np.asarray(head.regions["face"])
     seen = face & (confidence > 0.6)
     if seen.sum() < 20:
-        return np.ones(3)
-    ratio = np.median(observed[seen], axis=0) / np.median(default[seen], axis=0)
-    # Complexion is not light: only half of the difference, in logarithms, is tint.
-    return np.clip(np.sqrt(ratio), 0.5, 1.25)
+        return default
+    skin, usual = np.median(observed[seen], axis=0), np.median(default[seen], axis=0)
+    brightness = np.clip(np.sqrt(skin.mean() / usual.mean()), 0.5, 1.25)
+    saturation = np.clip(np.ptp(skin) / max(np.ptp(usual), 1e-3), 0.0, 1.0)
+    grey = default.mean(axis=1, keepdims=True)
+    return np.clip(brightness * (grey + saturation * (default - grey)), 0.0, 1.0)
 
 
 def _sample(

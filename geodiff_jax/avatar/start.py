@@ -162,7 +162,7 @@ def _underpainting(
     vertices: Float[np.ndarray, "v 3"],
     vertex_colors: Float[np.ndarray, "v 3"],
     *,
-    overlap: float = 1.4,
+    overlap: float = 1.5,
     sink: float = 0.12,
 ) -> _Layer:
     """One opaque Gaussian per triangle, with the triangle's own second moments.
@@ -302,7 +302,7 @@ def _borrow(
     A hidden point takes the colour of the seen one that is nearest in the frontal
     projection: strands stay strands, where an average would wash them out.
     """
-    seen = np.flatnonzero(confidence > 0.5)
+    seen = np.flatnonzero(confidence > 0.8)
     if len(seen) < 10:
         return observed
     frontal = points.rest * np.array([1.0, 1.0, 0.2])
@@ -321,8 +321,8 @@ def _outline(
 ) -> _Layer | None:
     """What the region holds beside head and hair: a roll about their outline.
 
-    As thick as it is wide, since hair is; one photo cannot tell. Blobs are long along
-    the line of sight, so that the roll stays closed when it turns.
+    As thick as it is wide, since hair is; one photo cannot tell. Blobs are a little
+    longer along the line of sight, so that the roll stays closed when it turns.
     """
     pixels, depth, reach, face = outline.uncovered(head, shell, view.camera, region)
     if len(pixels) < 20:
@@ -338,7 +338,7 @@ def _outline(
     sigma = 0.6 * share * depth / float(view.camera.intrinsics[0])
     along = means - np.asarray(view.camera.position)
     frames = _frames_with_normal(along / np.linalg.norm(along, axis=1, keepdims=True))
-    scales = np.stack([sigma, sigma, np.maximum(sigma, 0.0035)], axis=1)
+    scales = np.stack([sigma, sigma, 1.5 * sigma], axis=1)
     colors = coloring.sample_colors(view.image, pixels)
     return _Layer(face, means, frames, scales, 0.9, colors, HAIR)
 

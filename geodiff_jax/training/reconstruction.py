@@ -20,6 +20,7 @@ from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar.model import Avatar
 from geodiff_jax.gaussians.model import Gaussians
 from geodiff_jax.geometry.camera import Camera
+from geodiff_jax.head import model as head_model
 from geodiff_jax.render import splatting
 
 
@@ -99,11 +100,8 @@ def reconstruct(
     optimizer = make_optimizer(config)
     start = avatar.gaussians
     state = State(start, optimizer.init(_trainable(start)), jnp.zeros((), jnp.int32))
-    weights = evidence(avatar, views, backend=backend) / config.full_evidence
-    shown = coloring.stretch_confidence(avatar.head, avatar.params)
-    weights *= jnp.maximum(jnp.asarray(shown), config.folded_rate)[avatar.binding.face]
-    scales = triangle_scales(avatar)
-    context = (avatar, views, sides, scales, jnp.clip(weights, 0.0, 1.0))
+    gates = learning_gates(avatar, views, config, backend=backend)
+    context = (avatar, views, sides, triangle_scales(avatar), gates)
     step = jax.jit(
         functools.partial(train_step, optimizer, config, backend), donate_argnums=0
     )
@@ -122,10 +120,10 @@ def train_step(
     backend: str | None,
     state: State,
     key: Key[Array, ""],
-    context: tuple[Avatar, tuple[losses.View, ...], SideViews, Array, Array],
+    context: tuple[Avatar, tuple[losses.View, ...], SideViews, Array, dict[str, Array]],
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
     """One gradient step on the photo and on one random side view."""
-    avatar, views, sides, scales, evident = context
+    avatar, views, sides, scales, gates = context
     start = avatar.gaussians
     view_key, background_key = jax.random.split(key)
     view = jax.random.randint(view_key, (), 0, sides.images.shape[0])
@@ -143,7 +141,7 @@ def train_step(
     updates, inner = optimizer.update(gradient, state.optimizer, trainable)
     # Adam turns any gradient into full steps; what no photo shows must not move.
     updates = jax.tree.map(
-        lambda x: x * evident.reshape(-1, *[1] * (x.ndim - 1)), updates
+        lambda x, gate: x * gate.reshape(-1, *[1] * (x.ndim - 1)), updates, gates
     )
     moved = optax.apply_updates(trainable, updates)
     gaussians = _bounded(start.replace(**moved), start, scales, config)
@@ -169,6 +167,29 @@ def make_optimizer(config: ReconstructionConfig) -> optax.GradientTransformation
 
     transforms = {name: adam(rate) for name, rate in rates.items()}
     return optax.multi_transform(transforms, {name: name for name in rates})
+
+
+def learning_gates(
+    avatar: Avatar,
+    views: tuple[losses.View, ...],
+    config: ReconstructionConfig,
+    *,
+    backend: str | None = None,
+) -> dict[str, Float[Array, " n"]]:
+    """Share of its rate, in [0, 1], at which each Gaussian's attributes learn.
+
+    By the evidence for it; less where the photo shows skin folded. What starts opaque
+    on the face stays so: that layer closes every hole, whatever lies over it.
+    """
+    share = evidence(avatar, views, backend=backend) / config.full_evidence
+    shown = coloring.stretch_confidence(avatar.head, avatar.params)
+    face = avatar.binding.face
+    share *= jnp.maximum(jnp.asarray(shown), config.folded_rate)[face]
+    share = jnp.clip(share, 0.0, 1.0)
+    on_face = jnp.asarray(head_model.face_region(avatar.head, "face"))[face]
+    closed = on_face & (avatar.gaussians.opacities > 0.95)
+    gates = dict.fromkeys(_trainable(avatar.gaussians), share)
+    return {**gates, "opacity_logits": jnp.where(closed, 0.0, share)}
 
 
 def evidence(
