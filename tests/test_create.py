@@ -74,7 +74,10 @@ def turned_figures(seed: int) -> dict[float, tuple[float, float]]:
         return studio.photograph(head, params, person, lamps, lens, background=1.0)
 
     image, alpha = (np.asarray(x) for x in photograph(camera))
-    pixels = np.concatenate([image, alpha[..., None]], axis=-1)
+    # A file's colours are straight: the white behind them taken off again.
+    opacity = np.maximum(alpha, 1e-3)[..., None]
+    straight = np.clip((image - (1.0 - opacity)) / opacity, 0.0, 1.0)
+    pixels = np.concatenate([straight, alpha[..., None]], axis=-1)
     photo = images.photo_from_array(pixels, focal_pixels=1024.0)
     tracked = create.track(photo)
     avatar = create.build(tracked)

@@ -17,7 +17,8 @@ from geodiff_jax.geometry.camera import Camera
 from geodiff_jax.head import model as head_model
 from geodiff_jax.render import mesh_rasterizer
 
-SKIN_REGIONS = ("face", "forehead", "nose", "neck", "left_ear", "right_ear")
+FOLD = np.array([1.0, 1.0, 0.2])
+"""Hidden hair looks like the seen hair that is nearest in this scaled frontal view."""
 INTERIOR_REGIONS = ("mouth_interior", "upper_teeth", "lower_teeth", "tongue")
 
 
@@ -210,20 +211,35 @@ def complete_vertices(
         members = group == index
         if anchors[members].max(initial=0.0) < 0.5:
             continue
-        known = (anchors > 0.5) & members
-        nearest = spatial.cKDTree(template[known]).query(template)[1]
+        # The hairline is where ears and forehead get into the hair's pixels.
+        trust = anchors * inland(head, template) if index == 1 else anchors
+        trust = trust if (trust[members] > 0.5).sum() > 20 else anchors
+        known = (trust > 0.5) & members
+        place = template * FOLD if index == 1 else template
+        nearest = spatial.cKDTree(place[known]).query(place)[1]
         filled = seen[known][nearest]
         diffused = np.asarray(
             mesh.smooth(
                 jnp.asarray(filled, jnp.float32),
                 jnp.asarray(edges[same]),
-                anchors=jnp.asarray(np.where(known, anchors, 0.0), jnp.float32),
+                anchors=jnp.asarray(np.where(known, trust, 0.0), jnp.float32),
                 iterations=150,
             )
         )
-        mixed = anchors[:, None] * seen + (1.0 - anchors[:, None]) * diffused
+        mixed = trust[:, None] * seen + (1.0 - trust[:, None]) * diffused
         result = np.where(members[:, None], mixed, result)
     return np.clip(result, 0.0, 1.0)
+
+
+def inland(
+    head: head_model.HeadModel,
+    rest: Float[np.ndarray, "n 3"],
+    *,
+    margin: float = 0.012,
+) -> Bool[np.ndarray, " n"]:
+    """Whether points of the scalp lie further than `margin` metres from bare skin."""
+    skin = np.asarray(head.template)[_diffusion_group(head) == 0]
+    return spatial.cKDTree(skin).query(rest)[0] > margin
 
 
 def eye_colors(

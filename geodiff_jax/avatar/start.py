@@ -258,7 +258,7 @@ def _hair(
     face, barycentrics = mesh.sample_surface(place_key, areas, count=config.hair_count)
     points = coloring.surface_points(head, shell, face, barycentrics)
     observed, confidence = coloring.look_up(view, points.position, points.normal)
-    colors = _borrow(points, observed, confidence)
+    colors = _borrow(head, points, observed, confidence)
     local = (thickness[faces[face]] * barycentrics).sum(axis=1)
     depth = np.asarray(jax.random.uniform(depth_key, (len(face),), maxval=0.35))
     spacing = np.sqrt(areas.sum() / config.hair_count)
@@ -293,6 +293,7 @@ def _hair(
 
 
 def _borrow(
+    head: head_model.HeadModel,
     points: coloring.SurfacePoints,
     observed: Float[np.ndarray, "n 3"],
     confidence: Float[np.ndarray, " n"],
@@ -302,10 +303,11 @@ def _borrow(
     A hidden point takes the colour of the seen one that is nearest in the frontal
     projection: strands stay strands, where an average would wash them out.
     """
-    seen = np.flatnonzero(confidence > 0.8)
+    trusted = (confidence > 0.8) & coloring.inland(head, points.rest)
+    seen = np.flatnonzero(trusted)
     if len(seen) < 10:
         return observed
-    frontal = points.rest * np.array([1.0, 1.0, 0.2])
+    frontal = points.rest * coloring.FOLD
     nearest = seen[spatial.cKDTree(frontal[seen]).query(frontal)[1]]
     weight = np.clip(2.0 * confidence, 0.0, 1.0)[:, None]
     return weight * observed + (1.0 - weight) * observed[nearest]
