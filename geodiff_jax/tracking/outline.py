@@ -110,13 +110,20 @@ def _matte_lines(
     normals = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     vertices, seen = _farthest(outer, pixels - centre)
     # Straight below lie clothes and the end of the neck: nothing of the head's outline.
-    down = ibug[8] - ibug[27]
-    seen &= normals @ down < np.cos(np.radians(40.0)) * np.linalg.norm(down)
+    down = (ibug[8] - ibug[27]) / max(np.linalg.norm(ibug[8] - ibug[27]), 1e-9)
+    seen &= normals @ down < np.cos(np.radians(40.0))
     seen &= ~ending[vertices]
     exits, found = _exits(matte, centre, normals)
     depths = unit * np.array([0.03, 0.05, 0.08])
     inside = centre + normals[:, None] * (exits[:, None] - depths)[..., None]
     is_skin = _skin_share(image, ibug, inside) > 0.5
+    # Fair hair is as bright as skin here and there, a bald head is skin all the way.
+    way = (
+        centre
+        + normals[:, None] * (exits[:, None] * np.linspace(0.5, 0.97, 12))[..., None]
+    )
+    bald = _skin_share(image, ibug, way) > 0.9
+    is_skin &= bald | (normals @ down > -0.3)
     return Lines(
         vertices=vertices,
         normals=normals,

@@ -87,6 +87,31 @@ def test_matte_is_tight_at_skin_and_an_outer_bound_at_hair():
     np.testing.assert_allclose(reach[seen], RADIUS, atol=0.2)
 
 
+def test_fair_hair_is_no_bald_head():
+    """A bright streak at the crown's edge does not make the matte tight there."""
+    image = portrait()
+    y = np.mgrid[0:110, 0:120][0] + 0.5
+    streak = (y < CENTRE[1] - 22) & (disc() > 0.5)
+    image[streak] = [0.8, 0.6, 0.5]
+    pixels = head_of()
+    everywhere = np.ones(len(pixels), bool)
+    lines = outline._matte_lines(
+        everywhere, ~everywhere, pixels, face_points(), disc(), image, 20.0
+    )
+    upwards = lines.normals[:, 1] < -0.9
+    assert lines.outer_only[upwards].all()
+    bald = outline._matte_lines(
+        everywhere,
+        ~everywhere,
+        pixels,
+        face_points(),
+        disc(),
+        np.where(disc()[..., None] > 0.5, [0.8, 0.6, 0.5], [0.3, 0.5, 0.9]),
+        20.0,
+    )
+    assert not bald.outer_only[upwards].any()
+
+
 def test_below_the_chin_the_outline_is_left_alone():
     lines = matte_lines()
     assert (lines.weights[lines.normals[:, 1] > 0.8] == 0).all()
