@@ -102,25 +102,25 @@ def reconstruct(
     state = State(start, optimizer.init(_trainable(start)), jnp.zeros((), jnp.int32))
     gates = learning_gates(avatar, views, config, backend=backend)
     context = (avatar, views, sides, triangle_scales(avatar), gates)
-    step = jax.jit(
-        functools.partial(train_step, optimizer, config, backend), donate_argnums=0
-    )
+    fixed = {"optimizer": optimizer, "config": config, "backend": backend}
+    step = jax.jit(functools.partial(train_step, **fixed), donate_argnums=1)
     # Donation consumes the state's buffers; the start must outlive the first step.
     state = jax.tree.map(jnp.copy, state)
     for index, step_key in enumerate(jax.random.split(key, config.steps)):
-        state, values = step(state, step_key, context)
+        state, values = step(step_key, state, context)
         if on_step is not None:
             on_step(index, values)
     return avatar.replace(gaussians=state.gaussians)
 
 
 def train_step(
+    key: Key[Array, ""],
+    state: State,
+    context: tuple[Avatar, tuple[losses.View, ...], SideViews, Array, dict[str, Array]],
+    *,
     optimizer: optax.GradientTransformation,
     config: ReconstructionConfig,
-    backend: str | None,
-    state: State,
-    key: Key[Array, ""],
-    context: tuple[Avatar, tuple[losses.View, ...], SideViews, Array, dict[str, Array]],
+    backend: str | None = None,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
     """One gradient step on the photo and on one random side view."""
     avatar, views, sides, scales, gates = context

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +104,8 @@ def priors_only(view, **changed):
     """Sum of squares without the image: the priors of `changed` alone."""
     problem = problem_of(view)
     silent = problem.replace(landmark_weights=jnp.zeros_like(problem.landmark_weights))
-    unknowns = fit._start(view)
+    level = jnp.asarray([[np.pi, 0.0, 0.0]])
+    unknowns = fit._start(view).replace(rotation=level)
     return float(np.sum(np.square(residuals(unknowns.replace(**changed), silent))))
 
 
@@ -113,8 +116,18 @@ def strength(view, **strengths):
     return jnp.asarray(values)
 
 
-def test_the_average_face_costs_nothing(view):
-    assert priors_only(view) == 0.0
+def test_the_average_face_at_eye_level_costs_nothing(view):
+    # sin(pi) of a double is 1e-16.
+    assert priors_only(view) < 1e-20
+
+
+@pytest.mark.parametrize("angle", [-0.1, 0.05])
+def test_nodding_costs_but_turning_does_not(view, angle):
+    nod = priors_only(view, rotation=jnp.asarray([[np.pi + angle, 0.0, 0.0]]))
+    assert nod == pytest.approx((np.sin(angle) / view.config.pitch_sigma) ** 2)
+    half = 0.5 * angle
+    turned = np.pi * np.array([[np.cos(half), 0.0, np.sin(half)]])
+    assert priors_only(view, rotation=jnp.asarray(turned)) < 1e-20
 
 
 def test_strengths_outside_their_range_cost_extra(view):
@@ -154,6 +167,10 @@ def test_identity_costs_its_square_and_more_beyond_its_bound(view):
 def test_outer_bounds_pull_only_from_outside(view):
     start = fit._start(view)
     lines = outline_of(view, start)
+    # Nothing but the outline: the start of a bowed head costs its pitch.
+    view = dataclasses.replace(
+        view, config=dataclasses.replace(view.config, pitch_sigma=np.inf)
+    )
     pixels = fit._pixels(view, fit._pose(view, start)[0])
     at = np.sum(lines.normals * pixels[lines.vertices], axis=1)
     ones = np.ones_like(at)
