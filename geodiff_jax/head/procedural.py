@@ -36,30 +36,37 @@ def load() -> head_model.HeadModel:
     expressions = procedural_expressions.basis(anatomy, weights)
     names = tuple(procedural_expressions.EXPRESSIONS)
     blinks = [names.index("eyeBlink_L"), names.index("eyeBlink_R")]
-    model = head_model.HeadModel(
+    return head_model.HeadModel(
         template=_metres(anatomy.points),
         identity_basis=_metres(np.stack([vertices for vertices, _ in moves])),
         expression_basis=_metres(expressions),
         eyelid_basis=_metres(expressions[blinks]),
         joint_template=_metres(procedural_rig.JOINTS),
         joint_identity_basis=_metres(np.stack([joints for _, joints in moves])),
-        joint_drivers=procedural_expressions.joint_drivers().astype(np.float32),
-        skinning_weights=weights.astype(np.float32),
-        faces=anatomy.faces.astype(np.int32),
-        uv=anatomy.uv.astype(np.float32),
-        uv_faces=anatomy.uv_faces.astype(np.int32),
+        joint_drivers=_float32(procedural_expressions.joint_drivers()),
+        skinning_weights=_float32(weights),
+        faces=jnp.asarray(anatomy.faces.astype(np.int32)),
+        uv=_float32(anatomy.uv),
+        uv_faces=jnp.asarray(anatomy.uv_faces.astype(np.int32)),
         landmarks=procedural_rig.landmark_embedding(anatomy),
         irises=procedural_rig.iris_embedding(anatomy),
-        regions=procedural_rig.regions(anatomy),
+        regions={
+            name: jnp.asarray(mask)
+            for name, mask in procedural_rig.regions(anatomy).items()
+        },
         identity_names=tuple(procedural_identity.DIRECTIONS),
         expression_names=names,
         version=VERSION,
     )
-    return jax.tree.map(jnp.asarray, model)
 
 
-def _metres(millimetres: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return np.asarray(millimetres * METRES, np.float32)
+def _metres(millimetres: Float[np.ndarray, "..."]) -> Float[Array, "..."]:
+    return _float32(millimetres * METRES)
+
+
+def _float32(values: Float[np.ndarray, "..."]) -> Float[Array, "..."]:
+    # Cast in numpy: jax would compile a cast for every shape.
+    return jnp.asarray(values.astype(np.float32))
 
 
 def sample_identity(
@@ -73,11 +80,10 @@ def sample_identity(
 def sample_expression(
     key: Key[Array, ""], model: head_model.HeadModel, *, count: int = 4
 ) -> Float[Array, " e"]:
-    """A random plausible face: about `count` muscles at work, most on both sides alike.
+    """A random face: on average `count` muscles or pairs of them at work (ours).
 
-    Strengths are uniform in [0, 1] before half of the right side's are drawn towards
-    their own (ours). Names that end in _L and _R are pairs; whatever opposes or
-    presupposes another (mouthClose without jawOpen) is toned down.
+    Strengths are uniform in [0, 1]; the right one of a pair (_L, _R) has 0.7 to 1 of
+    the left one's. mouthClose never exceeds jawOpen, without which it means nothing.
     """
     names = model.expression_names
     active, strength, lopsided = jax.random.split(key, 3)

@@ -265,7 +265,9 @@ def _blocks(grid: topology.Grid, skin: np.ndarray) -> list[_Block]:
 def build() -> Anatomy:
     """The mean head."""
     grid = topology.grid()
-    skin = shell.over_eyeball(shell.surface(*grid.chart.T), clearance=1.5)
+    skin = shell.over_eyeball(
+        shell.surface(*grid.chart.T), clearance=features.EyeOpening().thickness
+    )
     blocks = _blocks(grid, skin)
     faces = [topology.triangles(grid.quads, skin), grid.crown]
     ranges, start = {"grid": slice(0, len(skin))}, len(skin)

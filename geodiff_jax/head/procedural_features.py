@@ -30,7 +30,7 @@ class EyeOpening:
     lower: float = 4.6
     crease: float = 1.0
     """Depth of the fold above the upper lid."""
-    thickness: float = 1.5
+    thickness: float = 1.6
     """Of the lids in front of the eyeball."""
     closure: tuple[float, float] = (0.0, 0.0)
     """Share of its way the upper margin has gone to the lower; the lower's rise, mm."""

@@ -3,6 +3,7 @@
 Millimetres, the frame of `procedural_shell`.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import spatial
@@ -175,7 +176,8 @@ def _closest(
     best = np.linalg.norm(found - targets[:, None], axis=-1).argmin(axis=1)
     row = np.arange(len(targets))
     return head_model.LandmarkEmbedding(
-        near[row, best].astype(np.int32), weights[row, best].astype(np.float32)
+        jnp.asarray(near[row, best].astype(np.int32)),
+        jnp.asarray(weights[row, best].astype(np.float32)),
     )
 
 
@@ -267,4 +269,6 @@ def iris_embedding(anatomy: Anatomy) -> head_model.LandmarkEmbedding:
         face = int(np.flatnonzero((anatomy.faces == apex).any(axis=1))[0])
         faces.append(face)
         weights.append((anatomy.faces[face] == apex).astype(np.float32))
-    return head_model.LandmarkEmbedding(np.array(faces, np.int32), np.stack(weights))
+    return head_model.LandmarkEmbedding(
+        jnp.asarray(np.array(faces, np.int32)), jnp.asarray(np.stack(weights))
+    )
