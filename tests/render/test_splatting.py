@@ -16,7 +16,7 @@ from jax import test_util
 
 from geodiff_jax.gaussians import model
 from geodiff_jax.geometry import camera as cameras
-from geodiff_jax.render import ffi, splatting
+from geodiff_jax.render import ffi, splatting, splatting_reference
 from tests import conftest
 
 ROOT = str(pathlib.Path(__file__).resolve().parents[2])
@@ -84,6 +84,35 @@ def render_with_gradients(arrays, backend="cpu", *, width=40, height=40, **optio
     found = _render_with_gradients(arrays, cotangents, tuple(options.items()))
     outputs, gradients = jax.device_get(found)
     return splatting.Splat(*outputs, *[None] * (3 - count)), gradients
+
+
+def settle(arrays, width, height, *, antialiased):
+    """Blanks Gaussians whose fate float32 cannot tell, as the goldens avoid them.
+
+    Those with alpha within 1e-5 of 1/255 at some pixel, or with a depth within 1e-6 of
+    the next: there any float32 result may differ by a whole splat.
+    """
+    with jax.enable_x64(True):
+        exact = [np.float64(arrays[name]) for name in NAMES if name != "features"]
+        projected = splatting_reference.project(
+            *map(jnp.asarray, exact[:6]),
+            width=width,
+            height=height,
+            near=0.01,
+            antialiased=antialiased,
+        )
+        means, conics, depths, opacities, _ = jax.device_get(projected)
+    y, x = np.divmod(np.arange(width * height), width)
+    for i in range(len(depths)):
+        dx, dy = x + 0.5 - means[i, 0], y + 0.5 - means[i, 1]
+        a, b, c = conics[i]
+        sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
+        if np.abs(np.log(255 * opacities[i]) - sigma).min() < 1e-5:
+            arrays["opacities"][i] = 0.0
+    order = np.argsort(depths)
+    gaps = np.diff(depths[order]) / depths[order][1:]
+    arrays["opacities"][order[1:][gaps < 1e-6]] = 0.0
+    assert (arrays["opacities"] > 0).mean() > 0.9
 
 
 def relative(actual, expected):
@@ -202,6 +231,7 @@ def test_kernel_agrees_with_float64(kernels, count, channels, depth, antialiased
     options = {"depth": depth, "antialiased": antialiased, "width": 70, "height": 53}
     arrays = scene(count, channels, seed=count, size=70)
     arrays["scales"] *= (60 / count) ** 0.3
+    settle(arrays, 70, 53, antialiased=antialiased)
     kernel, found = render_with_gradients(arrays, "cpu", **options)
     with jax.enable_x64(True):
         exact = {name: array.astype(np.float64) for name, array in arrays.items()}
