@@ -165,9 +165,9 @@ def crop_camera(tracked: Tracked, *, scale: float, margin: float = 0.06) -> Came
     rows = np.flatnonzero(region.any(axis=1))
     columns = np.flatnonzero(region.any(axis=0))
     pad = round(margin * (rows[-1] - rows[0]))
-    left, top = max(columns[0] - pad, 0), max(rows[0] - pad, 0)
-    right = min(columns[-1] + 1 + pad, camera.width)
-    bottom = min(rows[-1] + 1 + pad, camera.height)
+    left, top = max(int(columns[0]) - pad, 0), max(int(rows[0]) - pad, 0)
+    right = min(int(columns[-1]) + 1 + pad, camera.width)
+    bottom = min(int(rows[-1]) + 1 + pad, camera.height)
     crop = camera.crop(
         left=float(left), top=float(top), width=right - left, height=bottom - top
     )

@@ -103,7 +103,7 @@ def turned_figures(seed: int) -> dict[float, tuple[float, float]]:
 
 @pytest.mark.xfail(
     strict=False,
-    reason="hair behind the outline is guessed: 18 dB where it is short, 12 where curly",
+    reason="hair behind the outline is guessed: 12 to 19 dB",
 )
 @pytest.mark.parametrize("seed", [101, 102, 103, 104, 105])
 def test_turning_holds_against_the_truth(seed):

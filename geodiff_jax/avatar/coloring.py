@@ -271,7 +271,7 @@ def eye_colors(
         cosine = ray @ axis / np.linalg.norm(ray, axis=1) / np.linalg.norm(axis)
         angles[on_ball] = np.arccos(np.clip(cosine, -1.0, 1.0))
     bins = np.minimum(angles / np.pi * 2.0, 1.0) * (rings - 1)
-    bins = np.where(np.isfinite(bins), bins, -1).astype(int)
+    bins = np.where(np.isfinite(angles), bins, -1).astype(int)
     for ring in range(rings):
         members = bins == ring
         seen = members & (confidence > 0.4)
