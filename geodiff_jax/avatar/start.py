@@ -108,8 +108,7 @@ def start_avatar(
             config,
         ),
     ]
-    if thickness.max() > 0.002:
-        layers += _hair(hair_key, head, skull, shell, view, thickness, config)
+    layers += _hair(hair_key, head, skull, shell, view, thickness, config)
     rest = _outline(outline_key, head, shell, view, region, config)
     if rest is not None:
         layers.append(rest)
@@ -248,11 +247,13 @@ def _hair(
     thickness: Float[np.ndarray, " v"],
     config: StartConfig,
 ) -> list[_Layer]:
-    """A solid core below the hair's outer surface and looser strands around it."""
+    """A solid core below the hair's surface and looser strands; none on bald heads."""
     faces = np.asarray(head.faces)
     on_hair = head_model.face_region(head, "scalp") & (
         thickness[faces].mean(axis=1) > 0.0015
     )
+    if not on_hair.any():
+        return []
     areas = np.asarray(mesh.face_areas(jnp.asarray(shell), head.faces)) * on_hair
     place_key, depth_key = jax.random.split(key)
     face, barycentrics = mesh.sample_surface(place_key, areas, count=config.hair_count)
