@@ -44,7 +44,7 @@ class CreateConfig:
     reconstruction: avatar_fit.ReconstructionConfig = dataclasses.field(
         default_factory=avatar_fit.ReconstructionConfig
     )
-    working_size: int = 512
+    working_size: int = 680
     """Larger side of the head's crop while fitting, pixels."""
     side_size: int = 256
     """Pixels of the side views that hold the unseen in place."""
@@ -147,10 +147,10 @@ def default_colors(head: head_model.HeadModel) -> Float[Array, "v 3"]:
 def working_camera(tracked: Tracked, *, size: int) -> Camera:
     """The head's crop, scaled so that its larger side has `size` pixels.
 
-    Faces are enlarged at most 3 times: beyond that there is nothing left to see.
+    Heads are enlarged at most 2.2 times: beyond that there is nothing left to see.
     """
     crop = crop_camera(tracked, scale=1.0)
-    return crop_camera(tracked, scale=min(size / max(crop.width, crop.height), 3.0))
+    return crop_camera(tracked, scale=min(size / max(crop.width, crop.height), 2.2))
 
 
 def crop_camera(tracked: Tracked, *, scale: float, margin: float = 0.06) -> Camera:

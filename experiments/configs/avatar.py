@@ -19,7 +19,7 @@ from geodiff_jax import create
 PRESETS = {
     "preview": {},
     "high": {
-        "working_size": 768,
+        "working_size": 1024,
         "start": {"skin_count": 80_000, "hair_count": 30_000, "outline_count": 16_000},
         "reconstruction": {"steps": 900},
     },
