@@ -138,6 +138,7 @@ setuptools.setup(
         "diffrax",
         "jaxlie",
         "numpy",
+        "scipy",
         "tensorflow-datasets",
         "array_record",
         "grain",
