@@ -40,7 +40,7 @@ AVERAGE_FACE: Float[np.ndarray, "68 2"] = np.reshape(
     ],
     (68, 2),
 )
-"""iBUG 68 of the built-in head from the front: outer eye corners at (∓0.5, 0)."""
+"""iBUG 68 of the built-in head; outer eye corners at (-0.5, 0) and (0.5, 0)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +180,8 @@ def _face_boxes(image: Float[np.ndarray, "h w 3"]) -> list[Float[np.ndarray, "4"
     small = images.resize(image, width=int(width * scale), height=int(height * scale))
     # A face that fills the frame is found only with some margin round it.
     for parts, margin in ((1, 0.0), (1, 0.5), (2, 0.0), (4, 0.0)):
+        if parts > 1 and max(small.shape) / parts < 2 * MIN_FACE_PIXELS * scale:
+            break  # Any face that is small in such a tile is too small anyway.
         boxes = _boxes_in_tiles(small, parts=parts, margin=margin)
         if boxes:
             return [box / scale for box in boxes]

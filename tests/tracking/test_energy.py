@@ -188,7 +188,7 @@ def test_outer_bounds_pull_only_from_outside(view):
 def test_frozen_unknowns_are_left_alone(view):
     start = random_unknowns(view)
     free = {name: jnp.asarray(name == "rotation") for name in vars(start)}
-    solved = energy.solve(problem_of(view), start, free, max_iterations=5)
+    solved = energy.solve(problem_of(view), start, free, max_iterations=40)
     for name, value in vars(start).items():
         moved = not jnp.array_equal(value, getattr(solved, name))
         assert moved == (name == "rotation"), name
