@@ -120,8 +120,9 @@ def _barycentrics(
     edges -= jnp.roll(x, -2, -1) * jnp.roll(y, -1, -1)
     area = jnp.sum(edges, axis=-1, keepdims=True)
     # Coverage was decided on rounded vertices: exact ones may lie a hair outside, and
-    # far outside for slivers, hence the clip.
-    sliver = jnp.abs(area) < 1e-9
+    # far outside for slivers, hence the clip. What has no area to speak of (in square
+    # pixels, ours) has no weights of its own, and no gradient of 1 / area.
+    sliver = jnp.abs(area) < 1e-4
     screen = jnp.clip(edges / jnp.where(sliver, 1.0, area), 0.0, 1.0)
     screen = jnp.where(sliver, 1.0 / 3.0, screen)
     over_depth = screen / triangles[..., 2]

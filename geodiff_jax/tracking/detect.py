@@ -335,8 +335,6 @@ def _average_face(image: Float[np.ndarray, "h w 3"]) -> _Face:
             "Found no face in the photo; install mediapipe with `pip install "
             "'geodiff_jax[portrait]'`, or use one that shows a face from the front."
         )
-    # The cascade also sees small faces where there are none.
-    large = [box for box in boxes if face_size(box) > 0.7 * face_size(boxes[0])]
     left, top, right, _ = boxes[0] / scale
     size = right - left
     # The cascade's box against eyes: measured on five portraits.
@@ -350,7 +348,7 @@ def _average_face(image: Float[np.ndarray, "h w 3"]) -> _Face:
         _bounds(ibug),
         ibug,
         source="average face",
-        warnings=(note, *_several(len(large))),
+        warnings=(note,),  # Its other boxes are mostly no faces.
     )
 
 

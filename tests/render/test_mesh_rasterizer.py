@@ -228,7 +228,8 @@ def test_gradients_are_finite_at_degenerate_triangles(backend):
         [(1.0, 1.0, 1.0), (31.0, 1.0, 1.0), (31.0, 1.002, 2.0), (1.0, 31.0, 1.0)]
         + [(5.0, 5.0, 1.0), (5.0, 5.0, 1.0), (9.0, 9.0, -1.0), (jnp.nan, 0.0, 1.0)]
     )
-    faces = jnp.asarray([(0, 1, 2), (0, 1, 3), (4, 5, 0), (0, 1, 6), (0, 1, 7)])
+    # The first one stands in for the background's.
+    faces = jnp.asarray([(0, 1, 7), (0, 1, 2), (0, 1, 3), (4, 5, 0), (0, 1, 6)])
 
     def loss(points):
         fragments = mesh_rasterizer.rasterize_pixels(
@@ -238,6 +239,28 @@ def test_gradients_are_finite_at_degenerate_triangles(backend):
         return jnp.sum(depth) + jnp.sum(fragments.barycentric**2)
 
     assert np.isfinite(jax.grad(loss)(points)).all()
+
+
+@each_backend
+def test_slivers_that_only_rounding_makes_visible_have_bounded_gradients(backend):
+    """Collinear vertices: rounded to 1/256 pixel, some of them cover a pixel."""
+    random = np.random.default_rng(0)
+    along = random.uniform(0, 32, (2000, 3))
+    slope = random.uniform(0.2, 1, (2000, 1))
+    points = np.stack([along, slope * along, np.ones_like(along)], -1)
+    points = jnp.asarray(points.reshape(-1, 3), jnp.float32)
+    faces = jnp.arange(6000).reshape(-1, 3)
+
+    def loss(points):
+        fragments = mesh_rasterizer.rasterize_pixels(
+            points, faces, width=32, height=32, backend=backend
+        )
+        return jnp.sum(fragments.barycentric**2), fragments.face
+
+    gradient, face = jax.grad(loss, has_aux=True)(points)
+    assert (np.asarray(face) >= 0).sum() > 5
+    # The extent of a triangle over the least area that counts, 32 / 1e-4.
+    assert np.abs(gradient).max() < 1e6
 
 
 @each_backend

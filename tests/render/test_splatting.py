@@ -444,6 +444,27 @@ def test_camera_batch_and_vmap_equal_a_loop(backend):
                 )
 
 
+def test_gradient_of_a_camera_batch_is_the_sum_over_cameras(kernels):
+    arrays = {name: jnp.asarray(array) for name, array in scene(30, 2).items()}
+    poses = jnp.stack([arrays["camera_from_world"]] * 3)
+    poses = poses.at[:, 2, 3].add(jnp.asarray([0.0, 0.5, 1.0]))
+    focal_lengths = jnp.asarray([1.0, 0.9, 1.2])[:, None] * arrays["intrinsics"]
+
+    def loss(arrays):
+        result = splatting.splat_arrays(**arrays, width=40, height=40, backend="cpu")
+        return jnp.sum(jnp.sin(result.image)) + jnp.sum(result.alpha**2)
+
+    gradient = quick_jit(jax.grad(loss))
+    batch = {"camera_from_world": poses, "intrinsics": focal_lengths}
+    together = gradient(arrays | batch)
+    alone = [gradient(arrays | {n: x[i] for n, x in batch.items()}) for i in range(3)]
+    for name in NAMES:
+        each = [found[name] for found in alone]
+        expected = jnp.stack(each) if name in batch else sum(each)
+        # Sums over pixels are taken in the same order, over cameras too.
+        assert relative(together[name], expected) < 1e-6, name
+
+
 def test_vmap_over_gaussians_and_its_gradient_equal_a_loop(kernels):
     """Sets of Gaussians before one shared pair of cameras."""
     arrays = scene(30, 2)
