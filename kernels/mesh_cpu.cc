@@ -31,13 +31,8 @@ void DrawBand(const Triangle* triangles, const int32_t* faces, int64_t num_faces
       int64_t edge[3];
       for (int i = 0; i < 3; ++i) edge[i] = t.a[i] * x + t.b[i] * y + t.c[i];
       for (int64_t column = t.column_begin; column <= t.column_end; ++column) {
-        if (((edge[0] - t.bias[0]) | (edge[1] - t.bias[1]) |
-             (edge[2] - t.bias[2])) >= 0) {
-          const double inverse = (static_cast<double>(edge[0]) * t.inverse_depth[0] +
-                                  static_cast<double>(edge[1]) * t.inverse_depth[1] +
-                                  static_cast<double>(edge[2]) * t.inverse_depth[2]) *
-                                 t.inverse_area;
-          const float z = static_cast<float>(1.0 / inverse);
+        if (Covers(t, edge)) {
+          const float z = DepthAt(t, edge);
           const int64_t pixel = (row - row_begin) * width + column;
           if (z < depth[pixel]) {
             depth[pixel] = z;

@@ -1,7 +1,8 @@
 // The few vector operations that the CPU kernels need, for one instruction set.
 //
 // The same sources are compiled once per instruction set; lanes are as wide as the
-// widest register. `+ - * /` work on F by the compilers' vector extensions.
+// widest register. `+ - * /` work on F by the compilers' vector extensions. On GPUs F is
+// a float.
 
 #ifndef GEODIFF_JAX_KERNELS_SIMD_H_
 #define GEODIFF_JAX_KERNELS_SIMD_H_
@@ -9,13 +10,28 @@
 #include <cmath>
 #include <cstdint>
 
+#include "host_device.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace geodiff {
 
-#if defined(__AVX512F__)
+#if defined(GEODIFF_SCALAR)  // GPUs: a thread is a lane.
+
+constexpr int kLanes = 1;
+using F = float;
+using Mask = bool;
+
+GEODIFF_HD F Set(float value) { return value; }
+GEODIFF_HD Mask Less(F a, F b) { return a < b; }
+GEODIFF_HD Mask LessEqual(F a, F b) { return a <= b; }
+GEODIFF_HD Mask And(Mask a, Mask b) { return a && b; }
+GEODIFF_HD F Select(Mask mask, F a, F b) { return mask ? a : b; }
+GEODIFF_HD F Sqrt(F a) { return std::sqrt(a); }
+
+#elif defined(__AVX512F__)
 
 constexpr int kLanes = 16;
 using F = __m512;
@@ -76,11 +92,13 @@ inline F Sqrt(F a) {
 
 #endif
 
-typedef uint32_t Int __attribute__((vector_size(4 * kLanes)));
-
 // The second operand where either is NaN.
-inline F Min(F a, F b) { return Select(Less(a, b), a, b); }
-inline F Max(F a, F b) { return Select(Less(b, a), a, b); }
+GEODIFF_HD F Min(F a, F b) { return Select(Less(a, b), a, b); }
+GEODIFF_HD F Max(F a, F b) { return Select(Less(b, a), a, b); }
+
+#if !defined(GEODIFF_SCALAR)
+
+typedef uint32_t Int __attribute__((vector_size(4 * kLanes)));
 
 // e^x for x <= 0, to about 1 ulp; 0 below -87 would be denormal and is e^-87 here.
 inline F ExpOfNegative(F x) {
@@ -106,6 +124,8 @@ inline float SumLanes(F value) {
   for (int i = 0; i < kLanes; ++i) sum += lanes[i];
   return sum;
 }
+
+#endif  // GEODIFF_SCALAR
 
 }  // namespace geodiff
 

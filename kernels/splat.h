@@ -50,8 +50,8 @@ struct Projection {
 };
 
 template <typename Real>
-inline Splat<Real> Project(const Gaussian<Real>& g, const View<Real>& view,
-                           bool antialiased, Projection<Real>* out) {
+GEODIFF_HD Splat<Real> Project(const Gaussian<Real>& g, const View<Real>& view,
+                               bool antialiased, Projection<Real>* out) {
   Projection<Real>& t = *out;
   const Real* r = view.rotation;
   for (int i = 0; i < 3; ++i) {
@@ -122,10 +122,10 @@ inline Splat<Real> Project(const Gaussian<Real>& g, const View<Real>& view,
 // the gradient with respect to the view is added to `d_view` (not to its limits,
 // which are functions of the intrinsics: see below).
 template <typename Real>
-inline Gaussian<Real> ProjectAdjoint(const Gaussian<Real>& g, const View<Real>& view,
-                                     bool antialiased, const Projection<Real>& t,
-                                     const Splat<Real>& splat, const Splat<Real>& d,
-                                     View<Real>* d_view) {
+GEODIFF_HD Gaussian<Real> ProjectAdjoint(const Gaussian<Real>& g, const View<Real>& view,
+                                         bool antialiased, const Projection<Real>& t,
+                                         const Splat<Real>& splat,
+                                         const Splat<Real>& d, View<Real>* d_view) {
   const Real zero = Set(0.0f), half = Set(0.5f), two = Set(2.0f);
   Gaussian<Real> out;
 

@@ -10,12 +10,11 @@
 
 #include "parallel.h"
 #include "scratch.h"
-#include "splat.h"
+#include "splat_record.h"
 
 namespace geodiff {
 
-constexpr int kTile = 16;      // Pixels along a side.
-constexpr int kChunk = 1024;   // Gaussians per task; a multiple of any kLanes.
+constexpr int kChunk = 1024;  // Gaussians per task; a multiple of any kLanes.
 
 // One set of Gaussians, one camera, as the caller laid them out.
 struct Scene {
@@ -29,12 +28,6 @@ struct Scene {
 
   int64_t tiles_x() const { return (width + kTile - 1) / kTile; }
   int64_t tiles_y() const { return (height + kTile - 1) / kTile; }
-};
-
-// A visible Gaussian as tiles see it. `a` and `c` are halved; a pixel is reached
-// while a dx^2 + b dx dy + c dy^2 <= reach (a little more than alpha = 1/255).
-struct Record {
-  float x, y, a, b, c, opacity, reach, z;
 };
 
 // Tiles that a Gaussian touches: a box, and for boxes up to 64 tiles a bit for each.
@@ -62,28 +55,6 @@ struct Bins {
   bool Visible(int64_t gaussian) const { return slots[gaussian + 1] > slots[gaussian]; }
 };
 
-inline View<F> MakeView(const Scene& scene) {
-  View<F> view;
-  for (int i = 0; i < 3; ++i) {
-    for (int j = 0; j < 3; ++j) {
-      view.rotation[3 * i + j] = Set(scene.camera[4 * i + j]);
-    }
-    view.translation[i] = Set(scene.camera[4 * i + 3]);
-  }
-  const float* k = scene.intrinsics;
-  const float width = static_cast<float>(scene.width);
-  const float height = static_cast<float>(scene.height);
-  view.fx = Set(k[0]);
-  view.fy = Set(k[1]);
-  view.cx = Set(k[2]);
-  view.cy = Set(k[3]);
-  view.limit[0] = Set(-(k[2] + 0.15f * width) / k[0]);
-  view.limit[1] = Set((width - k[2] + 0.15f * width) / k[0]);
-  view.limit[2] = Set(-(k[3] + 0.15f * height) / k[1]);
-  view.limit[3] = Set((height - k[3] + 0.15f * height) / k[1]);
-  return view;
-}
-
 // Gaussians [first, first + kLanes), the last one repeated beyond `end`.
 inline Gaussian<F> LoadGaussians(const Scene& scene, int64_t first, int64_t end) {
   float lanes[11][kLanes];
@@ -100,28 +71,6 @@ inline Gaussian<F> LoadGaussians(const Scene& scene, int64_t first, int64_t end)
   for (int k = 0; k < 3; ++k) g.scale[k] = Load(lanes[7 + k]);
   g.opacity = Load(lanes[10]);
   return g;
-}
-
-// Least value of a dx^2 + b dx dy + c dy^2 over a box of offsets from the centre.
-inline float LeastPower(const Record& r, float x0, float x1, float y0, float y1) {
-  const float x = std::min(std::max(0.0f, x0), x1), y = std::min(std::max(0.0f, y0), y1);
-  // The least lies on the side nearest to the centre, in x or in y.
-  const float y_on_x = std::min(std::max(-0.5f * r.b * x / r.c, y0), y1);
-  const float x_on_y = std::min(std::max(-0.5f * r.b * y / r.a, x0), x1);
-  const float on_x = r.a * x * x + r.b * x * y_on_x + r.c * y_on_x * y_on_x;
-  const float on_y = r.a * x_on_y * x_on_y + r.b * x_on_y * y + r.c * y * y;
-  return std::min(on_x, on_y);
-}
-
-// First pixel and one past the last whose centres lie within centre +- extent.
-inline void PixelRange(float centre, float extent, int64_t size, int32_t* begin,
-                       int32_t* end) {
-  const float limit = static_cast<float>(size);
-  // Clamped as floats: casting NaN or huge values to int is undefined.
-  const float first = std::ceil(centre - extent - 0.5f);
-  const float last = std::floor(centre + extent - 0.5f) + 1.0f;
-  *begin = static_cast<int32_t>(std::min(std::max(0.0f, first), limit));
-  *end = static_cast<int32_t>(std::min(std::max(0.0f, last), limit));
 }
 
 inline uint32_t CountTiles(const TileBox& box) {
@@ -179,18 +128,9 @@ inline void ProjectChunk(const Scene& scene, const View<F>& view, int64_t begin,
     for (int l = 0; l < lanes; ++l) {
       TileBox& box = bins->boxes[first + l];
       box = {0, 0, 0, 0, 0};
-      // Written so that NaN is culled. The products are infinite or NaN if any
-      // factor is; a conic that vanished belongs to an infinitely large splat.
-      const bool finite = std::fabs(x[l]) < 1e30f && std::fabs(y[l]) < 1e30f &&
-                          std::fabs(b[l]) < INFINITY && a[l] > 0.0f && c[l] > 0.0f &&
-                          var_x[l] < 1e30f && var_y[l] < 1e30f;
-      const bool lens = scene.intrinsics[0] != 0.0f && scene.intrinsics[1] != 0.0f;
-      if (finite && lens && z[l] >= scene.near && z[l] <= kFarPlane && z[l] > 0.0f &&
-          opacity[l] >= kMinAlpha && opacity[l] < 1e30f) {
-        Record& r = bins->records[first + l];
-        const float reach = std::log(255.0f * opacity[l]);
-        r = {x[l], y[l], 0.5f * a[l], b[l], 0.5f * c[l], opacity[l],
-             reach * 1.002f + 0.001f, z[l]};
+      Record& r = bins->records[first + l];
+      const Splat<float> lane = {x[l], y[l], z[l], a[l], b[l], c[l], opacity[l]};
+      if (MakeRecord(lane, var_x[l], var_y[l], scene.intrinsics, scene.near, &r)) {
         box = FindTiles(scene, r, var_x[l], var_y[l]);
       }
     }
@@ -291,7 +231,8 @@ inline void FillBins(Parallel& parallel, const Scene& scene, Bins* bins) {
   bins->boxes.Reserve(n);
   uint32_t* slots = bins->slots.Reserve(n + 1);
   uint64_t* order = bins->order.Reserve(n);
-  const View<F> view = MakeView(scene);
+  const View<F> view =
+      MakeView(scene.camera, scene.intrinsics, scene.width, scene.height);
   parallel.For((n + kChunk - 1) / kChunk, [&](int64_t chunk, int64_t) {
     const int64_t begin = chunk * kChunk;
     ProjectChunk(scene, view, begin, std::min(n, begin + kChunk), bins);

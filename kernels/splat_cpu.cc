@@ -147,7 +147,8 @@ void Backward(Parallel& parallel, const Scene& scene, const Cotangents& cotangen
   }
   const int64_t num_chunks = (n + kChunk - 1) / kChunk;
   double* d_views = work.d_views.Reserve(num_chunks * kViewEntries);
-  const View<F> view = MakeView(scene);
+  const View<F> view =
+      MakeView(scene.camera, scene.intrinsics, scene.width, scene.height);
   parallel.For(num_chunks, [&](int64_t chunk, int64_t) {
     const int64_t begin = chunk * kChunk;
     BackwardChunk(scene, view, bins, shares, columns, begin,

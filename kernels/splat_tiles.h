@@ -15,7 +15,6 @@ namespace geodiff {
 
 constexpr int kBlock = 4, kPixels = kBlock * kBlock;
 constexpr int kVectors = kPixels / kLanes;  // Registers per block.
-constexpr int kMoments = 6;                 // 1, x, y, x^2, x y, y^2.
 
 // One value per pixel of a block.
 struct Block {
@@ -412,19 +411,6 @@ inline void BackwardBlock(const Tile& tile, int block, const Cotangents& cotange
   int64_t k = 0;
   for (; k + 4 <= num_kept; k += 4) AddProducts<4>(tile, k, moments, stride);
   for (; k < num_kept; ++k) AddProducts<1>(tile, k, moments, stride);
-}
-
-// Moments about the tile's centre to gradients of x, y, conic and opacity.
-inline void MomentsToGradients(const Record& r, float centre_x, float centre_y,
-                               const float* m, float* out) {
-  const float x = centre_x - r.x, y = centre_y - r.y;
-  const float mx = m[1] + x * m[0], my = m[2] + y * m[0];
-  out[0] = -(2.0f * r.a * mx + r.b * my);
-  out[1] = -(2.0f * r.c * my + r.b * mx);
-  out[2] = 0.5f * (m[3] + x * (m[1] + mx));
-  out[3] = m[4] + x * m[2] + y * mx;
-  out[4] = 0.5f * (m[5] + y * (m[2] + my));
-  out[5] = -m[0] / r.opacity;
 }
 
 // Writes every pair's share of the gradient, [x, y, a, b, c, opacity, channels, depth],

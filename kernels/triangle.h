@@ -10,11 +10,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define GEODIFF_HD __host__ __device__ inline
-#else
-#define GEODIFF_HD inline
-#endif
+#include "host_device.h"
 
 namespace geodiff {
 
@@ -88,6 +84,20 @@ GEODIFF_HD bool SetUpTriangle(const float* const vertices[3], int64_t width,
   CentreRange(y_low, y_high, height, &triangle->row_begin, &triangle->row_end);
   return triangle->column_begin <= triangle->column_end &&
          triangle->row_begin <= triangle->row_end;
+}
+
+// Whether the pixel with these edge values is covered.
+GEODIFF_HD bool Covers(const Triangle& t, const int64_t edge[3]) {
+  return ((edge[0] - t.bias[0]) | (edge[1] - t.bias[1]) | (edge[2] - t.bias[2])) >= 0;
+}
+
+// Depth there, perspective-correct.
+GEODIFF_HD float DepthAt(const Triangle& t, const int64_t edge[3]) {
+  const double inverse = (static_cast<double>(edge[0]) * t.inverse_depth[0] +
+                          static_cast<double>(edge[1]) * t.inverse_depth[1] +
+                          static_cast<double>(edge[2]) * t.inverse_depth[2]) *
+                         t.inverse_area;
+  return static_cast<float>(1.0 / inverse);
 }
 
 }  // namespace geodiff
