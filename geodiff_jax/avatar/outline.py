@@ -8,7 +8,7 @@ depth. All rules here are ours.
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 from geodiff_jax.avatar import coloring
 from geodiff_jax.geometry import mesh
@@ -17,44 +17,103 @@ from geodiff_jax.head import model as head_model
 from geodiff_jax.render import mesh_rasterizer
 
 
+def hair_support(head: head_model.HeadModel) -> Bool[np.ndarray, " v"]:
+    """Vertices that hair can lie on: the scalp, and the neck behind ears and chin."""
+    scalp, neck = np.asarray(head.regions["scalp"]), np.asarray(head.regions["neck"])
+    ears = np.asarray(head.regions["left_ear"]) | np.asarray(head.regions["right_ear"])
+    template = np.asarray(head.template)
+    if not ears.any():
+        return scalp
+    chin = template[np.asarray(head.regions["face"]), 1].min()
+    behind = template[:, 2] < template[ears, 2].max()
+    return scalp | (neck & behind & (template[:, 1] > chin))
+
+
 def hair_thickness(
     head: head_model.HeadModel,
     vertices: Float[np.ndarray, "v 3"],
     camera: Camera,
+    image: Float[np.ndarray, "h w 3"],
     matte: Float[np.ndarray, "h w"],
 ) -> Float[np.ndarray, " v"]:
-    """Metres of hair over each vertex along its normal; 0 off the scalp.
+    """Metres of hair over each vertex along its normal; 0 off `hair_support`.
 
-    Measured where the scalp is seen edge-on, by walking to the matte's border; between
-    those vertices and their mirror images it is harmonic. Negative where the photo's
-    head is smaller than the fitted skull.
+    Measured where the support is seen edge-on, by walking to the matte's border;
+    between those vertices and their mirror images it is harmonic, and it rises from the
+    hairline. Negative where the photo's head is smaller than the fitted skull.
     """
+    support = hair_support(head)
     scalp = np.asarray(head.regions["scalp"])
     normals = np.asarray(mesh.vertex_normals(jnp.asarray(vertices), head.faces))
     length, measured = _walk_to_border(head, vertices, normals, camera, matte)
-    measured &= scalp
-    if measured.sum() < 8:
+    measured &= support
+    if (measured & scalp).sum() < 8:
         return np.zeros(len(vertices))
+    middle = vertices + 0.5 * length[:, None] * normals
+    pixels = np.asarray(camera.project(jnp.asarray(middle))[0])
+    colors = coloring.sample_colors(image, pixels)
+    # Beside the neck also lie collars and shoulders.
+    hair = scalp | _resembles(colors, colors[measured & scalp])
+    length = np.where(hair, length, np.minimum(length, 0.0))
     points = coloring.vertex_points(head, vertices)
     twin = coloring.mirror_lookup(points)
     length = np.where(measured, length, length[twin])
-    known = scalp & (measured | measured[twin])
-
+    known = support & (measured | measured[twin])
     edge_list = mesh.edges(np.asarray(head.faces))
-    ends = scalp[edge_list]
-    border = np.zeros(len(vertices), bool)
-    border[edge_list[ends[:, 0] != ends[:, 1]].ravel()] = True
-    border &= scalp & ~known
-    values = np.where(known, length, np.median(length[known]))
-    # Hair begins thin: at the hairline it does not stand off like a wig.
-    values = np.where(border, np.minimum(values, 0.003), values)
+    inner = edge_list[support[edge_list].all(axis=1)]
     spread = mesh.smooth(
-        jnp.asarray(values[:, None], jnp.float32),
-        jnp.asarray(edge_list[ends.all(axis=1)]),
-        anchors=jnp.asarray(0.5 * known + 0.15 * border, jnp.float32),
+        jnp.asarray(np.where(known, length, np.median(length[known]))[:, None]),
+        jnp.asarray(inner),
+        anchors=jnp.asarray(0.5 * known),
         iterations=300,
     )
-    return np.where(scalp, np.asarray(spread)[:, 0], 0.0)
+    spread = np.asarray(spread, np.float64)[:, 0]
+    return np.where(support, np.where(spread > 0, _rise(head), 1.0) * spread, 0.0)
+
+
+def _resembles(
+    colors: Float[np.ndarray, "n 3"],
+    samples: Float[np.ndarray, "m 3"],
+    *,
+    darkest: float = 0.15,
+    lightest: float = 2.0,
+    tint: float = 0.12,
+) -> Bool[np.ndarray, " n"]:
+    """Whether colours are those of the samples, in shade or light.
+
+    `darkest` and `lightest` bound the brightness over that of the samples' median,
+    `tint` the distance of what is left when brightness is divided out.
+    """
+    usual = np.median(samples, axis=0)
+    brightness = colors.mean(axis=1)
+    ratio = brightness / max(usual.mean(), 1e-3)
+    tints = colors / np.maximum(brightness, 1e-3)[:, None] / 3.0
+    far = np.linalg.norm(tints - usual / max(usual.sum(), 3e-3), axis=1)
+    return (ratio > darkest) & (ratio < lightest) & (far < tint)
+
+
+def _rise(
+    head: head_model.HeadModel,
+    *,
+    at_hairline: float = 0.8,
+    from_face: float = 0.025,
+    from_ears: float = 0.012,
+) -> Float[np.ndarray, " v"]:
+    """Share of the full thickness that hair has over each vertex: not like a wig.
+
+    It is full `from_face` and `from_ears` metres away from bare skin.
+    """
+    template = np.asarray(head.template)
+    share = np.ones(len(template))
+    for names, width in (
+        (("face",), from_face),
+        (("left_ear", "right_ear"), from_ears),
+    ):
+        skin = np.any([np.asarray(head.regions[name]) for name in names], axis=0)
+        if skin.any():
+            distance = spatial.cKDTree(template[skin]).query(template)[0]
+            share = np.minimum(share, np.clip(distance / width, 0.0, 1.0))
+    return at_hairline + (1.0 - at_hairline) * share
 
 
 def _walk_to_border(
@@ -68,13 +127,16 @@ def _walk_to_border(
     longest: float = 0.06,
     step: float = 0.001,
     clear: float = 0.008,
+    gap: float = 0.004,
 ) -> tuple[Float[np.ndarray, " v"], Bool[np.ndarray, " v"]]:
     """(signed distance along the normal to the matte's border, whether it counts).
 
     It counts for vertices seen edge-on whose walk leaves the bare head by `clear`.
+    Between strands it crosses gaps of `gap` of the frame's height.
     """
     towards = np.asarray(camera.position) - vertices
-    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    towards_length = np.linalg.norm(towards, axis=1, keepdims=True)
+    towards /= towards_length
     edge_on = np.abs(np.sum(normals * towards, axis=1)) < 0.15
     bare = mesh_rasterizer.rasterize(jnp.asarray(vertices), head.faces, camera)
     covered = np.asarray(bare.face >= 0)
@@ -84,11 +146,25 @@ def _walk_to_border(
     pixels = np.floor(pixels).astype(int).reshape(*walk.shape[:2], 2)
     in_frame = np.all((pixels >= 0) & (pixels < [camera.width, camera.height]), axis=2)
     column, row = np.moveaxis(np.where(in_frame[..., None], pixels, 0), 2, 0)
-    person = (matte[row, column] > 0.5) & in_frame
+    solid = _closed(matte > 0.5, radius=round(gap * camera.height))
+    person = solid[row, column] & in_frame
     steps = np.argmin(np.pad(person, ((0, 0), (0, 1))), axis=1)
-    outside = round((deepest + clear) / step)
-    left = ~covered[row[:, outside], column[:, outside]]
-    return reach[np.maximum(steps - 1, 0)], edge_on & left & in_frame.all(axis=1)
+    end = np.maximum(steps - 1, 0)
+    beside = ndimage.distance_transform_edt(~covered)
+    beside *= np.median(towards_length) / float(camera.intrinsics[0])
+    out = round((deepest + clear) / step)
+    each = np.arange(len(vertices))
+    left = ~covered[row[:, out], column[:, out]]
+    left |= beside[row[each, end], column[each, end]] > clear
+    return reach[end], edge_on & left & in_frame.all(axis=1)
+
+
+def _closed(mask: Bool[np.ndarray, "h w"], *, radius: int) -> Bool[np.ndarray, "h w"]:
+    """Morphological closing by a disc, as if the frame's edge went on outside."""
+    padded = np.pad(mask, radius, mode="edge")
+    grown = ndimage.distance_transform_edt(~padded) <= radius
+    closed = ndimage.distance_transform_edt(grown) > radius
+    return closed[radius : radius + mask.shape[0], radius : radius + mask.shape[1]]
 
 
 def uncovered(

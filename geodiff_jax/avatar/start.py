@@ -84,7 +84,7 @@ def start_avatar(
     skin_key, hair_key, outline_key = jax.random.split(key, 3)
     faces = np.asarray(head.faces)
     vertices = np.asarray(head_model.vertices(head, params))
-    thickness = outline.hair_thickness(head, vertices, camera, matte)
+    thickness = outline.hair_thickness(head, vertices, camera, image, matte)
     normals = np.asarray(mesh.vertex_normals(jnp.asarray(vertices), head.faces))
     shell = vertices + thickness[:, None] * normals
     skull = vertices + np.minimum(thickness, 0.0)[:, None] * normals
@@ -249,9 +249,10 @@ def _hair(
 ) -> list[_Layer]:
     """A solid core below the hair's surface and looser strands; none on bald heads."""
     faces = np.asarray(head.faces)
-    on_hair = head_model.face_region(head, "scalp") & (
-        thickness[faces].mean(axis=1) > 0.0015
-    )
+    thick = thickness[faces].mean(axis=1)
+    on_scalp = head_model.face_region(head, "scalp")
+    # Below the scalp lies hair where it is thick enough to hang there.
+    on_hair = np.where(on_scalp, thick > 0.0015, thick > 0.006)
     if not on_hair.any():
         return []
     areas = np.asarray(mesh.face_areas(jnp.asarray(shell), head.faces)) * on_hair
@@ -261,10 +262,11 @@ def _hair(
     observed, confidence = coloring.look_up(view, points.position, points.normal)
     colors = _borrow(head, points, observed, confidence)
     local = (thickness[faces[face]] * barycentrics).sum(axis=1)
-    depth = np.asarray(jax.random.uniform(depth_key, (len(face),), maxval=0.35))
+    depth = np.asarray(jax.random.uniform(depth_key, (len(face),)))
     spacing = np.sqrt(areas.sum() / config.hair_count)
     # Blobs must not bulge over the outline; what they leave free is drawn finer.
-    sink = depth * local + np.minimum(spacing, 0.5 * local)
+    sink = depth**2 * np.minimum(0.35 * local, 0.006)
+    sink += 0.5 * np.minimum(spacing, local)
     means = points.position - sink[:, None] * points.normal
     frames = _frames_with_normal(points.normal)
     scales = np.broadcast_to(
@@ -272,7 +274,7 @@ def _hair(
     ).copy()
     strands = _Layer(face, means, frames, scales, 0.85, colors, HAIR)
 
-    kept = np.clip(1.0 - 0.005 / np.maximum(thickness, 1e-4), 0.2, 0.75)
+    kept = np.clip(1.0 - 0.005 / np.maximum(thickness, 1e-4), 0.2, 0.9)
     inner = vertices + kept[:, None] * (shell - vertices)
     total = np.zeros((len(faces), 3))
     count = np.bincount(face, minlength=len(faces))

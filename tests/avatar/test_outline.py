@@ -1,9 +1,14 @@
 """Hair thickness: what the outline says, and nothing where it says nothing."""
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from scipy import ndimage
 
 from geodiff_jax.avatar import outline
 from geodiff_jax.head import model as head_model
+from geodiff_jax.head import procedural
+from geodiff_jax.render import mesh_rasterizer
 from tests.avatar import toy_head
 
 
@@ -23,7 +28,8 @@ def test_a_wider_outline_is_hair_of_that_thickness():
     head, vertices = posed()
     camera = toy_head.camera(512)
     matte = toy_head.disc(512, apparent_radius(camera, 0.115)).astype(float)
-    thickness = outline.hair_thickness(head, vertices, camera, matte)
+    image = np.full((512, 512, 3), 0.3)
+    thickness = outline.hair_thickness(head, vertices, camera, image, matte)
     scalp = np.asarray(head.regions["scalp"])
     # The crown is seen edge-on: 15 mm; the border to the face is kept thin.
     crown = scalp & (np.abs(vertices[:, 2] - toy_head.DISTANCE) < 0.02)
@@ -36,7 +42,8 @@ def test_a_tight_outline_has_no_hair():
     head, vertices = posed()
     camera = toy_head.camera(512)
     matte = toy_head.disc(512, apparent_radius(camera, 0.1)).astype(float)
-    thickness = outline.hair_thickness(head, vertices, camera, matte)
+    image = np.full((512, 512, 3), 0.3)
+    thickness = outline.hair_thickness(head, vertices, camera, image, matte)
     assert thickness.max() < 0.0025  # A pixel and a half of the matte's raster.
 
 
@@ -54,3 +61,40 @@ def test_uncovered_pixels_lie_beside_the_shell_at_its_depth():
     assert np.all(face >= 0)
     expected = (radius - apparent_radius(camera, 0.1)) * toy_head.DISTANCE / 320
     np.testing.assert_allclose(reach, np.maximum(expected, 0), atol=0.005)
+
+
+def test_gaps_between_strands_do_not_thin_the_hair():
+    head, vertices = posed()
+    camera = toy_head.camera(512)
+    image = np.full((512, 512, 3), 0.3)
+    matte = toy_head.disc(512, apparent_radius(camera, 0.115)).astype(float)
+    row, column = np.indices(matte.shape) - 255.5
+    outside = np.hypot(row, column) > apparent_radius(camera, 0.102)
+    slits = outside & (np.indices(matte.shape)[1] % 12 < 2)
+    whole, slit = (
+        outline.hair_thickness(head, vertices, camera, image, mask)
+        for mask in (matte, np.where(slits, 0.0, matte))
+    )
+    np.testing.assert_allclose(slit, whole, atol=0.002)
+
+
+@pytest.mark.parametrize(("beside", "hangs"), [(0.25, True), (0.02, False)])
+def test_beside_the_neck_hair_counts_and_a_collar_does_not(beside, hangs):
+    head = procedural.load()
+    params = toy_head.params(head)
+    vertices = np.asarray(head_model.vertices(head, params))
+    camera = toy_head.camera(256)
+    bare = mesh_rasterizer.rasterize(jnp.asarray(vertices), head.faces, camera)
+    covered = np.asarray(bare.face) >= 0
+    # 15 mm all around head and neck: hair above, that or cloth below.
+    reach = 0.015 / toy_head.DISTANCE * float(camera.intrinsics[0])
+    matte = (ndimage.distance_transform_edt(~covered) <= reach).astype(float)
+    pixels = np.asarray(camera.project(jnp.asarray(vertices))[0])
+    ears = np.asarray(head.regions["left_ear"])
+    image = np.full((256, 256, 3), 0.3)
+    image[round(pixels[ears, 1].max()) :] = beside
+    thickness = outline.hair_thickness(head, vertices, camera, image, matte)
+    nape = outline.hair_support(head) & (np.asarray(head.template)[:, 1] < -0.07)
+    assert nape.sum() > 50
+    assert np.median(thickness[nape]) == pytest.approx(0.015 * hangs, abs=0.006)
+    assert np.all(thickness[~outline.hair_support(head)] == 0)
