@@ -116,20 +116,27 @@ def start_avatar(
 
 
 def _carved(
-    layer: _Layer, head: head_model.HeadModel, view: coloring.View, *, slack: int = 2
+    layer: _Layer, head: head_model.HeadModel, view: coloring.View, *, slack: float = 2
 ) -> _Layer:
     """Without what would stand before the photo's background; the face stays whole.
 
-    `slack` in pixels: soft edges are for the optimisation to settle.
+    Centres may lie `slack` pixels outside: soft edges are for the optimisation to
+    settle. What the photo does not show it cannot settle: that stays inside.
     """
-    inside = ndimage.maximum_filter(view.matte, 2 * slack + 1)
-    inside = ndimage.maximum_filter(inside, 2 * view.erosion + 1)
-    pixels = np.asarray(view.camera.project(jnp.asarray(layer.means))[0])
+    grown = ndimage.maximum_filter(view.matte, 2 * view.erosion + 1) > 0.5
+    within = ndimage.distance_transform_edt(grown)
+    within -= ndimage.distance_transform_edt(~grown)
+    pixels, depth = (
+        np.asarray(x) for x in view.camera.project(jnp.asarray(layer.means))
+    )
     cell = np.floor(pixels).astype(int)
-    in_frame = np.all((cell >= 0) & (cell < inside.shape[::-1]), axis=1)
+    in_frame = np.all((cell >= 0) & (cell < view.matte.shape[::-1]), axis=1)
     column, row = np.where(in_frame[:, None], cell, 0).T
-    background = in_frame & (inside[row, column] < 0.5)
-    keep = ~background | head_model.face_region(head, "face")[layer.face]
+    hidden = depth > view.depth[row, column] + 0.003
+    radius = 2.0 * np.median(layer.scales, axis=1) / depth
+    margin = np.where(hidden, radius * float(view.camera.intrinsics[0]), -slack)
+    keep = ~in_frame | (within[row, column] >= margin)
+    keep |= head_model.face_region(head, "face")[layer.face]
     return dataclasses.replace(
         layer,
         **{
