@@ -3,7 +3,10 @@
 `pip install .` and `pip install -e .` compile `kernels/` when they find a compiler;
 `python setup.py build_kernels --inplace` does only that. Every instruction set gets
 a shared library of its own, complete in itself, so that no inline function compiled
-for a newer processor can be linked into the code for an older one.
+for a newer processor can be linked into the code for an older one. Where nvcc is
+found, the CUDA kernels are compiled too, for the GPUs that are here; without one, for
+Hopper, and as PTX, which drivers compile at the first use, for all since Ampere.
+`GEODIFF_JAX_CUDA_ARCHITECTURES="80 90 100"` asks for others.
 """
 
 import concurrent.futures
@@ -26,6 +29,7 @@ FLAGS = (
     "-Wno-ignored-attributes"
 )
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler=-fPIC,-fvisibility=hidden"
 ISAS = {"baseline": ""}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS |= {"avx2": "-mavx2 -mfma", "avx512": f"-mavx2 -mfma {AVX512}"}
@@ -53,16 +57,25 @@ class BuildKernels(setuptools.Command):
         try:
             build_kernels(target / PACKAGE_FOLDER, ROOT / "build" / "kernels")
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            print(
-                f"WARNING: geodiff_jax is installed without kernels ({error}): the "
-                "slow jnp references will run; install a C++ compiler, then run "
-                "`python setup.py build_kernels --inplace`.",
-                file=sys.stderr,
-            )
+            _warn(f"kernels ({error})", "a C++ compiler")
+            return
+        try:
+            build_cuda(target / PACKAGE_FOLDER, ROOT / "build" / "kernels")
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            _warn(f"CUDA kernels ({error}), which matters on GPUs only", "nvcc")
+
+
+def _warn(missing: str, compiler: str) -> None:
+    print(
+        f"WARNING: geodiff_jax is installed without {missing}: the slow jnp references "
+        f"will run; install {compiler}, then run `python setup.py build_kernels "
+        "--inplace`.",
+        file=sys.stderr,
+    )
 
 
 def build_kernels(target: pathlib.Path, work: pathlib.Path) -> None:
-    """Compiles every kernel into `target`, object files into `work`."""
+    """Compiles the CPU kernels into `target`, object files into `work`."""
     compiler = shlex.split(os.environ.get("CXX", "")) or [
         next(filter(shutil.which, ("g++", "clang++", "c++")), "")
     ]
@@ -91,17 +104,43 @@ def build_kernels(target: pathlib.Path, work: pathlib.Path) -> None:
         for isa, futures in objects.items():
             link = [*compiler, "-shared", *(str(f.result()) for f in futures)]
             _link([*link, "-lpthread"], target / f"_kernels_{isa}.so")
-    _build_cuda(jax.ffi.include_dir(), target)
 
 
-def _build_cuda(include: str, target: pathlib.Path) -> None:
-    """Compiles the CUDA kernels, if there are any and nvcc is here."""
-    sources = [str(path) for path in sorted((ROOT / "kernels").glob("*.cu"))]
-    nvcc = shutil.which("nvcc")
-    if not sources or not nvcc:
-        return
-    flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC", "-cudart=static"]
-    _link([nvcc, *flags, f"-isystem={include}", *sources], target / "_kernels_cuda.so")
+def build_cuda(target: pathlib.Path, work: pathlib.Path) -> None:
+    """Compiles the CUDA kernels into one library in `target`."""
+    if not shutil.which("nvcc"):
+        raise RuntimeError("no nvcc found")
+    import jax
+
+    flags = [*NVCC_FLAGS.split(), *_code_flags(), f"-isystem={jax.ffi.include_dir()}"]
+
+    def compile_object(source: pathlib.Path) -> str:
+        output = str(work / f"{source.stem}.o")
+        subprocess.run(["nvcc", *flags, "-c", str(source), "-o", output], check=True)
+        return output
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        sources = sorted((ROOT / "kernels").glob("*.cu"))
+        objects = list(pool.map(compile_object, sources))
+    # nvcc's own runtime: it finds the driver by itself, or stays silent without one.
+    link = ["nvcc", "-shared", "-cudart=static", *objects]
+    _link(link, target / "_kernels_cuda.so")
+
+
+def _code_flags() -> list[str]:
+    """What nvcc generates code for."""
+    wanted = os.environ.get("GEODIFF_JAX_CUDA_ARCHITECTURES", "").split()
+    if not wanted and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            wanted = sorted({x.replace(".", "") for x in found.stdout.split()})
+    if wanted:
+        return [f"-gencode=arch=compute_{x},code=sm_{x}" for x in wanted]
+    return [
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_80,code=compute_80",
+    ]
 
 
 def _link(command: list[str], library: pathlib.Path) -> None:

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "batch.h"
 #include "parallel.h"
 #include "triangle.h"
 

@@ -92,22 +92,6 @@ class Parallel {
   int64_t num_threads_;
 };
 
-// Where number `index` of a batch lies in an operand, in elements. The last `inner`
-// axes are one item's; leading axes are the batch's or 1 (broadcast), which is what
-// jax.ffi's vmap_method="expand_dims" hands over.
-inline int64_t BroadcastOffset(int64_t index, xla::ffi::Span<const int64_t> batch,
-                               xla::ffi::Span<const int64_t> operand, size_t inner) {
-  int64_t stride = 1;
-  for (size_t i = operand.size() - inner; i < operand.size(); ++i) stride *= operand[i];
-  int64_t offset = 0;
-  for (size_t axis = operand.size() - inner; axis-- > 0;) {
-    if (operand[axis] != 1) offset += index % batch[axis] * stride;
-    index /= batch[axis];
-    stride *= operand[axis];
-  }
-  return offset;
-}
-
 }  // namespace geodiff
 
 #endif  // GEODIFF_JAX_KERNELS_PARALLEL_H_

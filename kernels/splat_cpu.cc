@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "batch.h"
 #include "splat_tiles.h"
 
 namespace geodiff {
@@ -15,7 +16,6 @@ namespace {
 namespace ffi = xla::ffi;
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::ResultBuffer<ffi::F32>;
-using Dimensions = ffi::Span<const int64_t>;
 
 struct Workspace {
   Bins bins;
@@ -215,12 +215,6 @@ ffi::Error Misshapen() {
 ffi::Error OutOfMemory() {
   return ffi::Error(ffi::ErrorCode::kResourceExhausted,
                     "splat: the Gaussians cover more tiles than memory can list");
-}
-
-int64_t Product(Dimensions dimensions) {
-  int64_t product = 1;
-  for (const int64_t size : dimensions) product *= size;
-  return product;
 }
 
 ffi::Error SplatForward(ffi::ThreadPool pool, Array means, Array quaternions,

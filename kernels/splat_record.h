@@ -15,7 +15,7 @@ constexpr int kMoments = 6;  // 1, x, y, x^2, x y, y^2.
 
 // A visible Gaussian as tiles see it. `a` and `c` are halved; a pixel is reached
 // while a dx^2 + b dx dy + c dy^2 <= reach (a little more than alpha = 1/255).
-struct Record {
+struct alignas(16) Record {
   float x, y, a, b, c, opacity, reach, z;
 };
 

@@ -1,4 +1,4 @@
-"""The build of the kernels where there is nothing to build them with."""
+"""The build of the kernels: without a compiler, and for GPUs that are not here."""
 
 import os
 import pathlib
@@ -6,22 +6,56 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def test_without_compiler_one_warning_and_no_failure(tmp_path):
-    shutil.copy(ROOT / "setup.py", tmp_path)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
-    environment = {k: v for k, v in os.environ.items() if k != "CXX"}
+def build(folder, **environment):
+    """Builds the kernels from a copy of their sources."""
+    shutil.copy(ROOT / "setup.py", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    shutil.copytree(ROOT / "kernels", folder / "kernels")
+    inherited = {k: v for k, v in os.environ.items() if k != "CXX"}
     done = subprocess.run(
         [sys.executable, "setup.py", "build_kernels", "--inplace"],
-        cwd=tmp_path,
-        env=environment | {"PATH": str(tmp_path)},
+        cwd=folder,
+        env=inherited | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_without_compiler_one_warning_and_no_failure(tmp_path):
+    done = build(tmp_path, PATH=str(tmp_path))
     assert done.stderr.count("WARNING") == 1 and "compiler" in done.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.slow
+def test_without_nvcc_one_warning_and_kernels_for_cpus(tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("g++", "as", "ld"):
+        if shutil.which(tool):
+            (tools / tool).symlink_to(shutil.which(tool))
+    done = build(tmp_path, PATH=str(tools))
+    assert done.stderr.count("WARNING") == 1 and "nvcc" in done.stderr
+    names = {path.name for path in tmp_path.rglob("*.so")}
+    assert "_kernels_baseline.so" in names and "_kernels_cuda.so" not in names
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="there is no nvcc")
+def test_cuda_kernels_compile_for_ampere_hopper_and_blackwell(tmp_path):
+    architectures = ("80", "90", "100")
+    wanted = " ".join(architectures)
+    done = build(tmp_path, GEODIFF_JAX_CUDA_ARCHITECTURES=wanted)
+    assert "warning" not in done.stderr.lower()
+    (library,) = tmp_path.rglob("_kernels_cuda.so")
+    content = library.read_bytes()
+    for architecture in architectures:
+        assert f"sm_{architecture}".encode() in content

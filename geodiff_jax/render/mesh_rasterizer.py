@@ -77,6 +77,7 @@ def rasterize_pixels(
         faces.astype(jnp.int32),
         backend=backend,
         cpu=functools.partial(_face_ids_cpu, width=width, height=height),
+        cuda=functools.partial(_face_ids_cuda, width=width, height=height),
         reference=functools.partial(
             mesh_rasterizer_reference.face_ids, width=width, height=height
         ),
@@ -98,6 +99,16 @@ def interpolate(
 def _face_ids_cpu(points: Array, faces: Array, *, width: int, height: int) -> Array:
     result = jax.ShapeDtypeStruct((height, width), jnp.int32)
     return ffi.call("mesh_rasterize", [result], points, faces)[0]
+
+
+def _face_ids_cuda(points: Array, faces: Array, *, width: int, height: int) -> Array:
+    results = [
+        jax.ShapeDtypeStruct((height, width), jnp.int32),
+        # Scratch: depth and face of every pixel; a list of large faces.
+        jax.ShapeDtypeStruct((height, width, 2), jnp.uint32),
+        jax.ShapeDtypeStruct((faces.shape[0] + 1,), jnp.uint32),
+    ]
+    return ffi.call("mesh_rasterize_cuda", results, points, faces)[0]
 
 
 def _barycentrics(

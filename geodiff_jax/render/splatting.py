@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geodiff_jax.render import ffi, splatting_reference
+from geodiff_jax.render import ffi, splatting_kernels, splatting_reference
 
 if TYPE_CHECKING:
     from geodiff_jax.gaussians import model
@@ -27,6 +27,8 @@ class Splat(NamedTuple):
     """(*b, h, w) coverage in [0, 1)."""
     depth: jax.Array | None
     """(*b, h, w) metres along the camera's z axis, if asked for."""
+    overflow: jax.Array
+    """() bool: whether `capacity` left out Gaussians, the farthest first."""
 
 
 def splat(
@@ -38,6 +40,7 @@ def splat(
     near: float = 0.01,
     antialiased: bool = False,
     depth: str | None = None,
+    capacity: int | None = None,
     backend: str | None = None,
 ) -> Splat:
     """Renders features (n, c) of Gaussians through one camera or a batch of them.
@@ -59,6 +62,7 @@ def splat(
         near=near,
         antialiased=antialiased,
         depth=depth,
+        capacity=capacity,
         backend=backend,
     )
 
@@ -78,6 +82,7 @@ def splat_arrays(
     near: float = 0.01,
     antialiased: bool = False,
     depth: str | None = None,
+    capacity: int | None = None,
     backend: str | None = None,
 ) -> Splat:
     """Blends Gaussians front to back; differentiable in every array.
@@ -97,11 +102,14 @@ def splat_arrays(
       antialiased: dims splats by what the blur of 0.3 px^2 adds to their area.
       depth: None, "accumulated" (sum of weight times z) or "expected" (that over
         alpha).
-      backend: None chooses by platform; "cpu" or "reference" insist.
+      capacity: how many pairs of a Gaussian and a tile of 16 x 16 pixels the CUDA
+        kernels make room for, all views together; see `required_capacity`. Under vmap
+        every call adds its capacity to one pool. The CPU needs none.
+      backend: None chooses by platform; "cpu", "cuda" or "reference" insist.
 
     Culled Gaussians (behind, too faint, not finite, off the image) have exactly zero
     gradients. Kernels compute in float32; float64 means run the jnp reference, unless
-    backend is "cpu". Reverse mode only, except for backend "reference".
+    backend says otherwise. Reverse mode only, except for backend "reference".
     """
     if depth not in (None, "accumulated", "expected"):
         raise ValueError(
@@ -120,7 +128,7 @@ def splat_arrays(
         intrinsics=(intrinsics, (*camera_from_world.shape[:-2], 4)),
     )
     batch = intrinsics.shape[:-1]
-    exact = means.dtype == jnp.float64 and backend != "cpu"
+    exact = means.dtype == jnp.float64 and backend not in ("cpu", "cuda")
     operands = [
         jnp.asarray(x, jnp.float64 if exact else jnp.float32)
         for x in (
@@ -134,24 +142,82 @@ def splat_arrays(
             background,
         )
     ]
-    options = _Options(width, height, float(near), antialiased, depth is not None)
+    sizes = (means.shape[0], operands[5].shape[0], width, height)
+    capacity = (
+        splatting_kernels.default_capacity(*sizes)
+        if capacity is None
+        else max(1, capacity)
+    )
+    options = splatting_kernels.Options(
+        width, height, float(near), antialiased, depth is not None, capacity
+    )
     if exact or backend == "reference":
-        image, alpha, weighted = _reference(options, *operands)
+        image, alpha, weighted, wanted = _reference(options, *operands)
     else:
-        image, alpha, weighted = _splat(options, backend, *operands)
+        image, alpha, weighted, wanted = _splat(options, backend, *operands)
     return Splat(
         image.reshape(*batch, height, width, features.shape[1]),
         alpha.reshape(*batch, height, width),
         _depth(weighted, alpha, depth, (*batch, height, width)),
+        wanted > capacity,
     )
 
 
-class _Options(NamedTuple):
-    width: int
-    height: int
-    near: float
-    antialiased: bool
-    has_depth: bool
+def required_capacity(
+    means: jax.Array,
+    quaternions: jax.Array,
+    scales: jax.Array,
+    opacities: jax.Array,
+    camera_from_world: jax.Array,
+    intrinsics: jax.Array,
+    *,
+    width: int,
+    height: int,
+    near: float = 0.01,
+    antialiased: bool = False,
+    margin: float = 1.25,
+    backend: str | None = None,
+) -> int:
+    """The capacity that `splat_arrays` needs for these Gaussians and cameras.
+
+    Waits for the device, so call it outside jit: before training and whenever
+    `overflow` came up. What does not run on CUDA needs none and gets the default.
+
+    Args:
+      means: as the other arrays and options, those of `splat_arrays`.
+      quaternions: (n, 4).
+      scales: (n, 3).
+      opacities: (n,).
+      camera_from_world: (*b, 3, 4).
+      intrinsics: (*b, 4).
+      width: of the images, pixels.
+      height: of the images, pixels.
+      near: as there.
+      antialiased: as there.
+      margin: room to grow, a factor.
+      backend: as there.
+    """
+    if "cuda" not in ffi.implementations(backend).values():
+        views = int(np.prod(intrinsics.shape[:-1], dtype=int))
+        return splatting_kernels.default_capacity(means.shape[0], views, width, height)
+    options = splatting_kernels.Options(
+        width, height, float(near), antialiased, False, 1
+    )
+    operands = [
+        jnp.asarray(x, jnp.float32)
+        for x in (
+            means,
+            quaternions,
+            scales,
+            opacities,
+            jnp.zeros((means.shape[0], 0)),
+            camera_from_world.reshape(-1, 3, 4),
+            intrinsics.reshape(-1, 4),
+            jnp.zeros(0),
+        )
+    ]
+    wanted = _splat(options, backend, *operands)[3]
+    return max(1, int(np.ceil(int(wanted) * margin)))
 
 
 def _check_shapes(**arrays: tuple[jax.Array, tuple[int | None, ...]]) -> None:
@@ -175,33 +241,45 @@ def _depth(
 
 
 def _forward(
-    options: _Options, backend: str | None, *operands: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return ffi.dispatch(
-        *operands,
-        backend=backend,
-        cpu=functools.partial(_forward_cpu, options),
-        reference=functools.partial(_reference, options),
-    )
+    options: splatting_kernels.Options, backend: str | None, *operands: jax.Array
+) -> splatting_kernels.Outputs:
+    return _forward_rule(options, backend, *operands)[0]
 
 
 def _forward_rule(
-    options: _Options, backend: str | None, *operands: jax.Array
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    return _forward(options, backend, *operands), operands
+    options: splatting_kernels.Options, backend: str | None, *operands: jax.Array
+) -> tuple[
+    splatting_kernels.Outputs, tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
+]:
+    """Outputs; operands and what else the adjoint may take over (CUDA's lists)."""
+    # Where the platform is open, every program returns arrays of the same shapes.
+    padded = ffi.implementations(backend).get("cuda") == "cuda"
+    shapes = splatting_kernels.list_shapes(options, operands) if padded else []
+    rest = tuple(jnp.zeros(x.shape, x.dtype) for x in shapes)
+    outputs, lists = ffi.dispatch(
+        *operands,
+        backend=backend,
+        cpu=lambda *x: (splatting_kernels.forward_cpu(options, *x), rest),
+        cuda=functools.partial(splatting_kernels.forward_cuda, options),
+        reference=lambda *x: (_reference(options, *x), rest),
+    )
+    return outputs, (operands, lists)
 
 
 def _backward_rule(
-    options: _Options,
+    options: splatting_kernels.Options,
     backend: str | None,
-    operands: tuple[jax.Array, ...],
+    residuals: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]],
     cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
+    operands, lists = residuals
     return ffi.dispatch(
         operands,
-        cotangents,
+        lists,
+        cotangents[:3],
         backend=backend,
-        cpu=functools.partial(_backward_cpu, options),
+        cpu=functools.partial(splatting_kernels.backward_cpu, options),
+        cuda=functools.partial(splatting_kernels.backward_cuda, options),
         reference=functools.partial(_backward_reference, options),
     )
 
@@ -210,49 +288,9 @@ _splat = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
 _splat.defvjp(_forward_rule, _backward_rule)
 
 
-def _depth_shape(options: _Options, batch: int) -> tuple[int, int, int]:
-    """Empty if nobody asked for depth: the kernels take the hint."""
-    if options.has_depth:
-        return batch, options.height, options.width
-    return batch, 0, 0
-
-
-def _forward_cpu(
-    options: _Options, *operands: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    batch, channels = operands[5].shape[0], operands[4].shape[1]
-    size = (batch, options.height, options.width)
-    shapes = ((*size, channels), size, _depth_shape(options, batch))
-    image, alpha, depth = ffi.call(
-        "splat_forward",
-        [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
-        *operands,
-        near=np.float32(options.near),
-        antialiased=options.antialiased,
-    )
-    return image, alpha, depth
-
-
-def _backward_cpu(
-    options: _Options,
-    operands: tuple[jax.Array, ...],
-    cotangents: tuple[jax.Array, ...],
-) -> tuple[jax.Array, ...]:
-    return tuple(
-        ffi.call(
-            "splat_backward",
-            [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in operands],
-            *operands,
-            *cotangents,
-            near=np.float32(options.near),
-            antialiased=options.antialiased,
-        )
-    )
-
-
 def _reference(
-    options: _Options, *operands: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    options: splatting_kernels.Options, *operands: jax.Array
+) -> splatting_kernels.Outputs:
     image, alpha, depth = splatting_reference.splat(
         *operands,
         width=options.width,
@@ -260,13 +298,16 @@ def _reference(
         near=options.near,
         antialiased=options.antialiased,
     )
-    return image, alpha, depth if options.has_depth else depth[:, :0, :0]
+    depth = depth if options.has_depth else depth[:, :0, :0]
+    return image, alpha, depth, jnp.zeros((), jnp.int32)
 
 
 def _backward_reference(
-    options: _Options,
+    options: splatting_kernels.Options,
     operands: tuple[jax.Array, ...],
+    lists: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
-    _, vjp = jax.vjp(functools.partial(_reference, options), *operands)
+    del lists  # There are none.
+    _, vjp = jax.vjp(lambda *x: _reference(options, *x)[:3], *operands)
     return vjp(cotangents)

@@ -12,9 +12,7 @@ from jax import test_util
 
 from geodiff_jax.geometry import camera as cameras
 from geodiff_jax.render import mesh_rasterizer
-
-BACKENDS = ("reference", "cpu")
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+from tests.render.backends import each_backend, each_kernel
 
 
 def sphere(columns: int = 48, rows: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -283,12 +281,13 @@ def test_vmap_equals_loop_and_jit_equals_eager(backend):
         np.testing.assert_array_equal(view(batch[0]), loop[0])
 
 
-def test_kernel_agrees_with_reference(kernels):
+@each_kernel
+def test_kernel_agrees_with_reference(backend):
     random = np.random.default_rng(3)
     points = random.uniform(-20, 120, (120, 3)).astype(np.float32)
     points[:, 2] = random.uniform(0.5, 3, 120)
     faces = random.integers(0, 120, (200, 3))
-    kernel = draw(points, faces, "cpu", width=100, height=75)
+    kernel = draw(points, faces, backend, width=100, height=75)
     reference = draw(points, faces, "reference", width=100, height=75)
     different = np.asarray(kernel.face != reference.face)
     # Coverage is exact in both; depths are float32, so that only faces which cross

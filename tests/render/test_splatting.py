@@ -18,12 +18,11 @@ from geodiff_jax.gaussians import model
 from geodiff_jax.geometry import camera as cameras
 from geodiff_jax.render import ffi, splatting, splatting_reference
 from tests import conftest
+from tests.render.backends import EMULATED, each_backend, each_kernel
 
 ROOT = str(pathlib.Path(__file__).resolve().parents[2])
-BACKENDS = ("reference", "cpu")
 NAMES = ("means", "quaternions", "scales", "opacities", "features")
 NAMES += ("camera_from_world", "intrinsics", "background")
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def scene(count=60, channels=3, *, seed=0, size=40, dtype=np.float32):
@@ -66,10 +65,10 @@ def render(arrays, backend="cpu", *, width=40, height=40, **options):
 def _render_with_gradients(arrays, cotangents, options):
     def outputs(arrays):
         result = splatting.splat_arrays(**arrays, **dict(options))
-        return [output for output in result if output is not None]
+        return [x for x in result[:3] if x is not None], result.overflow
 
-    outputs_found, pullback = jax.vjp(outputs, arrays)
-    return outputs_found, pullback(cotangents)[0]
+    found, pullback, overflow = jax.vjp(outputs, arrays, has_aux=True)
+    return found, overflow, pullback(cotangents)[0]
 
 
 def render_with_gradients(arrays, backend="cpu", *, width=40, height=40, **options):
@@ -82,8 +81,8 @@ def render_with_gradients(arrays, backend="cpu", *, width=40, height=40, **optio
     options |= {"width": width, "height": height, "backend": backend}
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
     found = _render_with_gradients(arrays, cotangents, tuple(options.items()))
-    outputs, gradients = jax.device_get(found)
-    return splatting.Splat(*outputs, *[None] * (3 - count)), gradients
+    outputs, overflow, gradients = jax.device_get(found)
+    return splatting.Splat(*outputs, *[None] * (3 - count), overflow), gradients
 
 
 def settle(arrays, width, height, *, antialiased):
@@ -151,7 +150,7 @@ def _golden_results(arrays, cotangents, options):
 
     def outputs(arrays):
         result = splatting.splat_arrays(**arrays, depth="accumulated", **dict(options))
-        return *result, result.depth / jnp.maximum(result.alpha, 1e-10)
+        return *result[:3], result.depth / jnp.maximum(result.alpha, 1e-10)
 
     results, pullback = jax.vjp(outputs, arrays)
     return results, jax.vmap(lambda c: pullback(c)[0])(cotangents)
@@ -226,18 +225,21 @@ def _check_golden(golden, name, backend):
         pytest.param(10_000, 4, "accumulated", False, marks=pytest.mark.slow),
     ],
 )
-def test_kernel_agrees_with_float64(kernels, count, channels, depth, antialiased):
+@each_kernel
+def test_kernel_agrees_with_float64(backend, count, channels, depth, antialiased):
     """Any float32 result is off by a few roundings of each of some 20 splats."""
     options = {"depth": depth, "antialiased": antialiased, "width": 70, "height": 53}
     arrays = scene(count, channels, seed=count, size=70)
     arrays["scales"] *= (60 / count) ** 0.3
     settle(arrays, 70, 53, antialiased=antialiased)
-    kernel, found = render_with_gradients(arrays, "cpu", **options)
+    kernel, found = render_with_gradients(arrays, backend, **options)
     with jax.enable_x64(True):
         exact = {name: array.astype(np.float64) for name, array in arrays.items()}
         expected, gradient = render_with_gradients(exact, "reference", **options)
     assert expected.alpha.mean() > 0.1
-    assert np.abs(kernel.image - expected.image).max() <= 1e-5
+    # A GPU's exponential is good to 8 ulp.
+    tolerance = 1e-5 if backend == "cpu" else 2e-5
+    assert np.abs(kernel.image - expected.image).max() <= tolerance
     assert np.abs(kernel.alpha - expected.alpha).max() <= 1e-5
     if depth is not None:
         assert np.abs(kernel.depth - expected.depth).max() <= 1e-4
@@ -245,7 +247,8 @@ def test_kernel_agrees_with_float64(kernels, count, channels, depth, antialiased
         assert relative(found[name], gradient[name]) <= 1e-4, name
 
 
-def test_kernel_agrees_beyond_the_clamp_of_the_jacobian(kernels):
+@each_kernel
+def test_kernel_agrees_beyond_the_clamp_of_the_jacobian(backend):
     """Wide splats far off the image: their slopes hang on the camera's limits."""
     arrays = scene(12, 2)
     arrays |= {
@@ -256,7 +259,7 @@ def test_kernel_agrees_beyond_the_clamp_of_the_jacobian(kernels):
     arrays["means"][:, 0] = [-2.6, 2.6] * 6
     arrays["means"][:6, 1] = [-2.6, 2.6] * 3
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    _, found = render_with_gradients(arrays)
+    _, found = render_with_gradients(arrays, backend)
     seen = np.abs(found["features"]).max(axis=1) > 0
     assert seen.sum() >= 8
     with jax.enable_x64(True):
@@ -444,14 +447,15 @@ def test_camera_batch_and_vmap_equal_a_loop(backend):
                 )
 
 
-def test_gradient_of_a_camera_batch_is_the_sum_over_cameras(kernels):
+@each_kernel
+def test_gradient_of_a_camera_batch_is_the_sum_over_cameras(backend):
     arrays = {name: jnp.asarray(array) for name, array in scene(30, 2).items()}
     poses = jnp.stack([arrays["camera_from_world"]] * 3)
     poses = poses.at[:, 2, 3].add(jnp.asarray([0.0, 0.5, 1.0]))
     focal_lengths = jnp.asarray([1.0, 0.9, 1.2])[:, None] * arrays["intrinsics"]
 
     def loss(arrays):
-        result = splatting.splat_arrays(**arrays, width=40, height=40, backend="cpu")
+        result = splatting.splat_arrays(**arrays, width=40, height=40, backend=backend)
         return jnp.sum(jnp.sin(result.image)) + jnp.sum(result.alpha**2)
 
     gradient = quick_jit(jax.grad(loss))
@@ -465,7 +469,8 @@ def test_gradient_of_a_camera_batch_is_the_sum_over_cameras(kernels):
         assert relative(together[name], expected) < 1e-6, name
 
 
-def test_vmap_over_gaussians_and_its_gradient_equal_a_loop(kernels):
+@each_kernel
+def test_vmap_over_gaussians_and_its_gradient_equal_a_loop(backend):
     """Sets of Gaussians before one shared pair of cameras."""
     arrays = scene(30, 2)
     poses = np.stack([arrays["camera_from_world"]] * 2)
@@ -482,7 +487,7 @@ def test_vmap_over_gaussians_and_its_gradient_equal_a_loop(kernels):
             **(shared | {"means": means, "camera_from_world": pose}),
             width=24,
             height=40,
-            backend="cpu",
+            backend=backend,
         )
         return jnp.sum(jnp.sin(result.image)) + jnp.sum(result.alpha**2)
 
@@ -618,11 +623,12 @@ def test_extreme_values_stay_finite(backend, change):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45])
-def test_no_bit_pattern_crashes_the_kernel(kernels, name, value):
+@each_kernel
+def test_no_bit_pattern_crashes_the_kernel(backend, name, value):
     arrays = scene(40)
     flat = arrays[name].reshape(-1)
     flat[::3] = value
-    render_with_gradients(arrays, "cpu", depth="expected")
+    render_with_gradients(arrays, backend, depth="expected")
 
 
 SIZES = [(0, 3, 20, 20), (20, 0, 1, 1), (20, 3, 1, 1), (20, 3, 17, 5), (20, 3, 0, 4)]
@@ -630,7 +636,9 @@ SIZES = [(0, 3, 20, 20), (20, 0, 1, 1), (20, 3, 1, 1), (20, 3, 17, 5), (20, 3, 0
 
 @pytest.mark.parametrize(
     ("backend", "count", "channels", "width", "height"),
-    [("cpu", *size) for size in SIZES] + [("reference", *size) for size in SIZES[:2]],
+    [("reference", *size) for size in SIZES[:2]]
+    + [(backend, *size) for backend in ("cpu", "cuda") for size in SIZES]
+    + [pytest.param(EMULATED, *size, marks=pytest.mark.slow) for size in SIZES],
 )
 def test_odd_sizes(backend, count, channels, width, height):
     arrays = scene(count, channels, size=20)
@@ -645,13 +653,13 @@ def test_odd_sizes(backend, count, channels, width, height):
         assert np.isfinite(found[name]).all()
 
 
-def test_more_than_65535_tiles(kernels):
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_more_than_65535_tiles(backend):
     arrays = scene(20, 1, size=64)
-    small = render(arrays, "cpu", width=64, height=64)
+    small = render(arrays, backend, width=64, height=64)
     shift = np.float32([0, 0, 4032, 4160])
-    wide = render(
-        arrays | {"intrinsics": arrays["intrinsics"] + shift}, width=4112, height=4224
-    )
+    arrays["intrinsics"] += shift
+    wide = render(arrays, backend, width=4112, height=4224)
     # 4096 pixels from the corner float32 resolves 2^-11 pixel.
     error = np.abs(wide.image[4160:, 4032:4096] - small.image)
     assert np.quantile(error, 0.99) < 2e-3
@@ -734,7 +742,7 @@ def test_every_build_of_the_kernels_agrees(kernels, isa):
     best = render_with_gradients(
         scene(400, 3, size=60), width=61, height=45, depth="accumulated"
     )
-    for output, expected in zip(found[0], best[0], strict=True):
+    for output, expected in zip(found[0][:3], best[0][:3], strict=True):
         assert np.abs(output - expected).max() < 1e-5
     for name in NAMES:
         assert relative(found[1][name], best[1][name]) < 1e-4, name
