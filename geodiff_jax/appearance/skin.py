@@ -36,6 +36,7 @@ def albedo(
     color = color * (1.0 - 0.88 * _nostrils(surface, anatomy))[:, None]
     color = _hairs(surface, anatomy, look, color)
     depth = 0.35 + 0.65 * noise.smoothstep(0.0, 0.5, surface.openness)
+    depth = depth * (1.0 - 0.38 * _under_jaw(surface, anatomy))
     color = color * depth[:, None] ** np.array([0.75, 1.0, 1.0])
     return color.astype(np.float32), _relief(surface, look, lips, wrinkles)
 
@@ -136,6 +137,17 @@ def _nostrils(surface: Surface, anatomy: Anatomy) -> Float[np.ndarray, " n"]:
     return dark * noise.smoothstep(0.05, -0.45, surface.normal[:, 1])
 
 
+def _under_jaw(surface: Surface, anatomy: Anatomy) -> Float[np.ndarray, " n"]:
+    """The throat, which the jaw shades: 1 under its edge, less down the neck."""
+    edge = anatomy.marks[3:14]
+    azimuth = np.arctan2(surface.position[:, 0], surface.position[:, 2])
+    order = np.arctan2(edge[:, 0], edge[:, 2])
+    below = np.interp(azimuth, order, edge[:, 1]) - surface.position[:, 1]
+    inside = noise.smoothstep(order[-1] + 0.3, order[-1] - 0.1, np.abs(azimuth))
+    shade = noise.smoothstep(0.003, 0.010, below) * inside
+    return shade * (1.0 - 0.6 * noise.smoothstep(0.015, 0.07, below))
+
+
 def _lids(
     surface: Surface, anatomy: Anatomy, look: Look, color: Float[np.ndarray, "n 3"]
 ) -> Float[np.ndarray, "n 3"]:
@@ -179,7 +191,9 @@ def _hairs(
     for points in (anatomy.marks[21:16:-1], anatomy.marks[22:27]):
         brow = np.maximum(brow, _brow(surface, points, look))
     dots = noise.fractal(surface.position, wavelength=0.0016, octaves=2, seed=77)
-    shadow = beard_zone(surface, anatomy) * float(look.stubble)
+    # Under a beard the roots of all its hairs darken the skin, not only the drawn ones.
+    roots = max(float(look.stubble), 1.4 * min(float(look.beard) / 0.004, 1.0))
+    shadow = beard_zone(surface, anatomy) * roots
     shadow = shadow * np.clip(0.42 + 0.35 * dots, 0.0, 1.0)
     covered = np.clip(shadow + scalp_cover(surface, look), 0.0, 0.93) * skin
     color = color + covered[:, None] * (hair * np.array([0.8, 0.85, 0.9]) - color)
@@ -239,7 +253,7 @@ def beard_zone(surface: Surface, anatomy: Anatomy) -> Float[np.ndarray, " n"]:
     moustache = moustache * noise.smoothstep(
         1.35, 1.0, np.abs(p[:, 0]) / abs(marks[54, 0])
     )
-    throat = noise.smoothstep(-0.045, -0.015, p[:, 1] - marks[8, 1])
+    throat = noise.smoothstep(-0.020, -0.005, p[:, 1] - marks[8, 1])
     behind = noise.smoothstep(ear[0] + 0.15, ear[0] - 0.05, azimuth)
     off_lips = noise.smoothstep(0.0005, 0.003, anatomy.lips.at(p))
     skin = surface.parts["skin"] & (surface.openness > 0.2)
@@ -259,7 +273,8 @@ def _brow(
     beyond = side * surface.position[:, 0]
     along += np.maximum(beyond - reach[-1], 0) - np.maximum(reach[0] - beyond, 0)
     curve = np.polynomial.Polynomial.fit(arc, points[:, 1], 3)
-    above = surface.position[:, 1] - curve(np.clip(along, 0.0, arc[-1])) + 0.0010
+    # The points lie on the brow's upper edge, which is soft.
+    above = surface.position[:, 1] - curve(np.clip(along, 0.0, arc[-1])) + 0.0038
     t = along / arc[-1]
     near = (np.abs(above) < 0.012) & (t > -0.15) & (t < 1.2)
     near &= surface.position[:, 2] > points[:, 2].min() - 0.012

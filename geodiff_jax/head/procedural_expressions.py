@@ -148,7 +148,7 @@ EXPRESSIONS: dict[str, Expression] = {
             Pull((26, -67), (10, 14), (-3.0, 0.0), 0.8),
             Pull((46, -60), (14, 24), (0, 0), swell=-1.8),
         ),
-        joints=((2, (20.0, 0, 0)),),
+        joints=((2, (17.0, 0, 0)),),
     ),
     "mouthClose": Expression(
         pulls=(
@@ -237,7 +237,7 @@ EXPRESSIONS: dict[str, Expression] = {
         "mouthSmile",
         Expression(
             pulls=(
-                Pull((27, -67), (14, 12), (6.5, 8.0), -1.6),
+                Pull((27, -67), (14, 12), (7.0, 8.6), -1.6),
                 Pull((13, -62), (10, 7), (2.0, 2.4), -1.2, lips="upper"),
                 Pull((13, -74), (10, 8), (2.0, 0.8), -1.0, lips="lower"),
                 Pull((43, -36), (17, 17), (1.5, 4.5), 3.6),

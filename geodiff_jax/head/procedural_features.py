@@ -132,7 +132,7 @@ LIPS = np.array(
 )
 # Height of the lips over the shell at the midline, by the way from border to meeting.
 UPPER_LIP = np.array([(0.0, 2.3), (0.2, 3.2), (0.45, 3.7), (0.7, 3.2), (0.9, 1.7)])
-LOWER_LIP = np.array([(0.0, 1.4), (0.2, 2.6), (0.45, 3.8), (0.7, 3.9), (0.9, 2.1)])
+LOWER_LIP = np.array([(0.0, 1.9), (0.2, 3.1), (0.45, 4.2), (0.7, 4.1), (0.9, 2.2)])
 MEETING_HEIGHT = 0.3
 
 

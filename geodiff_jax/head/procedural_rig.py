@@ -18,12 +18,17 @@ JOINTS = np.array(
     [
         (0.0, -180.0, -40.0),
         (0.0, -135.0, -36.0),
-        (0.0, -18.0, 14.0),
+        (0.0, -46.0, 6.0),
         tuple(shell.EYE_CENTRE),
         tuple(shell.EYE_CENTRE * np.array([-1.0, 1.0, 1.0])),
     ]
 )
-"""Root, neck, jaw (the axis through both condyles), left eye, right eye."""
+"""Root, neck, jaw, left eye, right eye.
+
+The jaw's condyles slide forwards as it opens, so it turns about the ramus below them.
+"""
+CONDYLES = np.array([0.0, -18.0, 14.0])
+"""Middle between the jaw's condyles, from which its bone spreads."""
 
 
 def smooth_step(
@@ -49,7 +54,7 @@ def filled_chart(anatomy: Anatomy) -> Float[np.ndarray, "v 2"]:
 def _jaw_share(anatomy: Anatomy) -> Float[np.ndarray, " v"]:
     """How much of the jaw's motion each vertex takes."""
     points, chart = anatomy.points, filled_chart(anatomy)
-    offset = points - JOINTS[2]
+    offset = points - CONDYLES
     below = np.degrees(np.arctan2(-offset[:, 1], offset[:, 2]))
     side = np.abs(points[:, 0])
     centre = 29.5 + 8.0 * smooth_step(side, 8.0, 50.0) + 6.0 * smooth_step(side, 45, 62)
@@ -184,15 +189,15 @@ def _closest(
 # iBUG points of the left half and the midline that are told by place, (x, y) in mm
 # seen from the front: jaw from the chin up, brow from inside out, nose.
 JAW = (
-    [(0.0, 5.4), (0.9, 5.35), (1.9, 5.4), (2.9, 5.75), (3.75, 5.95), (4.6, 6.35)]
+    [(0.0, 5.55), (0.9, 5.5), (1.9, 5.55), (2.9, 5.85), (3.75, 6.0), (4.6, 6.35)]
     + [(5.1, 9.5), (5.35, 10.8), (5.5, 12.4)]
 )  # fmt: skip
 """Chart points of iBUG 8 to 16."""
-BROW = ((11.5, 24.5), (23.5, 28.0), (35.0, 28.5), (45.0, 26.0), (53.0, 18.5))
+BROW = ((13.0, 28.0), (26.5, 31.0), (38.5, 31.0), (48.0, 27.5), (54.5, 20.0))
 """iBUG 22 to 26: MediaPipe's map has the brow's upper edge."""
 NOSE_POINTS = ((0.0, 5.0), (0.0, -4.0), (0.0, -17.5), (0.0, -34.0))
 """iBUG 27 to 30."""
-NOSE_BASE = ((0.0, -46.0, 104.0), (6.0, -46.5, 102.5), (14.5, -44.0, 98.5))
+NOSE_BASE = ((0.0, -46.5, 105.0), (6.5, -47.2, 101.5), (15.4, -45.0, 96.5))
 """iBUG 33 to 35, in the head's frame."""
 
 
@@ -211,9 +216,16 @@ def ibug_targets(anatomy: Anatomy) -> Float[np.ndarray, "68 3"]:
     first = (len(features.EYE_RINGS) - 1) * count
     margin = lids[first : first + count]
     half = count // 2
-    # Inner corner, upper two, outer corner, lower two.
-    shares = (0.0, -0.41, -0.62, 1.0, 0.64, 0.42)
-    targets[42:48] = margin[np.round(np.array(shares) * half).astype(int) % count]
+    # Inner corner, upper two, outer corner, lower two. Seen from the front, the lids
+    # meet before their margins end.
+    shares = np.array((0.05, -0.4, -0.66, 0.97, 0.62, 0.39))
+    place = np.floor(shares * half).astype(int)
+    way = (shares * half - place)[:, None]
+    after = (place + 1) % count
+    targets[42:48] = margin[place] * (1.0 - way) + margin[after] * way
+    # The outer corner is where the wet rims meet, behind the margins.
+    rim = lids[first + count : first + 2 * count]
+    targets[45] = (rim[place] * (1.0 - way) + rim[after] * way)[3]
     mouth = anatomy.points[anatomy.ranges["mouth"]]
     count = features.MOUTH_COUNT
     rings = mouth[:-1].reshape(-1, count, 3)
@@ -235,7 +247,7 @@ def ibug_targets(anatomy: Anatomy) -> Float[np.ndarray, "68 3"]:
             {51: 0.0, 52: 0.27, 53: 0.72},
             {55: 0.73, 56: 0.34, 57: 0.0},
             54,
-            0.96,
+            0.99,
         ),
         (meeting, {62: 0.0, 63: 0.45}, {65: 0.45, 66: 0.0}, 64, 0.9),
     ):
@@ -243,8 +255,8 @@ def ibug_targets(anatomy: Anatomy) -> Float[np.ndarray, "68 3"]:
             targets[point] = at_share(ring, share, True)
         for point, share in lower_points.items():
             targets[point] = at_share(ring, share, False)
-        # Seen from the front, the corners end before the contours do.
-        pair = at_share(ring, end, True), at_share(ring, end, False)
+        # The corners are where the lips meet; inside they end before that line does.
+        pair = at_share(meeting, end, True), at_share(meeting, end, False)
         targets[corner] = 0.5 * (pair[0] + pair[1])
     mirror = landmarks.IBUG_MIRROR
     for point in range(68):
