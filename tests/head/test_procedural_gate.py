@@ -189,9 +189,6 @@ def test_faces_are_found(random_views):
     assert len(missed) <= 0.03 * VIEWS, f"missed {missed}"
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the chin, a smooth curve, is found up to 6 % elsewhere"
-)
 def test_landmarks_are_measured_where_they_are(random_views):
     errors, _ = random_views
     by_point = dict(zip(TEN_POINTS.tolist(), errors.mean(0).round(4), strict=True))
