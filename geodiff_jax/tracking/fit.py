@@ -203,6 +203,7 @@ def _solve_stage(view: _View, start: energy.Unknowns, *, stage: int) -> energy.U
             view.detection.ibug,
             trust,
             lines,
+            _lean(view.detection, view.config),
             view.config,
         )
         solved = energy.solve(
@@ -217,6 +218,17 @@ def _trust(view: _View, marks: Float[np.ndarray, "68 2"]) -> Float[np.ndarray, "
     reach = view.config.landmark_reach * np.linalg.norm(left - right)
     gap = np.linalg.norm(marks - view.detection.ibug, axis=1)
     return 1.0 / (1.0 + (gap / reach) ** 2)
+
+
+def _lean(detection: detect.Detection, config: FitConfig) -> float:
+    """Sine of the angle by which the head leans away, from the mesh's own depth."""
+    mesh = detection.landmarks_478
+    if mesh is None:
+        return 0.0
+    forehead, chin = mesh[[10, 151, 9]].mean(axis=0), mesh[[152, 175, 199]].mean(axis=0)
+    up = (forehead - chin) / np.linalg.norm(forehead - chin)
+    angle = np.arcsin(up[2]) + config.lean_rest
+    return float(np.sin(config.lean_share * angle))
 
 
 def _outline(view: _View, pixels: Float[np.ndarray, "v 2"]) -> outline.Lines:

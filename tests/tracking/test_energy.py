@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import flatten_util
+from scipy.spatial import transform
 
 from geodiff_jax.head import procedural
 from geodiff_jax.tracking import energy, fit, outline
@@ -25,7 +26,7 @@ def wide():
         yield
 
 
-def problem_of(view, lines=None):
+def problem_of(view, lines=None, lean=0.0):
     return energy.make_problem(
         view.model,
         view.basis,
@@ -33,6 +34,7 @@ def problem_of(view, lines=None):
         view.detection.ibug,
         np.ones(68),
         outline.nothing() if lines is None else lines,
+        lean,
         view.config,
     )
 
@@ -124,10 +126,30 @@ def test_the_average_face_at_eye_level_costs_nothing(view):
 @pytest.mark.parametrize("angle", [-0.1, 0.05])
 def test_nodding_costs_but_turning_does_not(view, angle):
     nod = priors_only(view, rotation=jnp.asarray([[np.pi + angle, 0.0, 0.0]]))
-    assert nod == pytest.approx((np.sin(angle) / view.config.pitch_sigma) ** 2)
+    assert nod == pytest.approx((np.sin(angle) / view.config.lean_sigma) ** 2)
     half = 0.5 * angle
     turned = np.pi * np.array([[np.cos(half), 0.0, np.sin(half)]])
     assert priors_only(view, rotation=jnp.asarray(turned)) < 1e-20
+
+
+@pytest.mark.parametrize("wanted", [-12.0, 0.0, 9.0])
+def test_the_mesh_says_how_far_the_head_leans_whatever_its_roll(view, wanted):
+    config = fit.FitConfig()
+    upright = np.zeros((478, 3))
+    upright[[10, 151, 9], 1] = -100.0
+    upright[[152, 175, 199], 1] = 80.0
+    angle = config.lean_rest - np.radians(wanted) / config.lean_share
+    for roll in (0.0, 0.4):
+        turn = transform.Rotation.from_euler("xz", [angle, roll])
+        mesh = turn.apply(upright) + 200
+        found = dataclasses.replace(view.detection, landmarks_478=mesh)
+        lean = fit._lean(found, config)
+        assert lean == pytest.approx(np.sin(np.radians(wanted)))
+
+
+def test_without_a_mesh_the_head_is_expected_upright(view):
+    found = dataclasses.replace(view.detection, landmarks_478=None)
+    assert fit._lean(found, fit.FitConfig()) == 0.0
 
 
 def test_strengths_outside_their_range_cost_extra(view):
@@ -169,7 +191,7 @@ def test_outer_bounds_pull_only_from_outside(view):
     lines = outline_of(view, start)
     # Nothing but the outline: the start of a bowed head costs its pitch.
     view = dataclasses.replace(
-        view, config=dataclasses.replace(view.config, pitch_sigma=np.inf)
+        view, config=dataclasses.replace(view.config, lean_sigma=np.inf)
     )
     pixels = fit._pixels(view, fit._pose(view, start)[0])
     at = np.sum(lines.normals * pixels[lines.vertices], axis=1)
