@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from geodiff_jax.head import landmarks
+from geodiff_jax.head import landmarks, procedural
 from geodiff_jax.io import images
 from geodiff_jax.tracking import detect, mediapipe_models
 
@@ -213,3 +213,11 @@ def test_mirror_of_landmarks_is_an_involution_that_mirrors_the_average_face():
     np.testing.assert_array_equal(
         detect.AVERAGE_FACE[mirror] * [-1, 1], detect.AVERAGE_FACE
     )
+
+
+def test_the_average_face_is_the_built_in_heads():
+    head = procedural.load()
+    marks = np.asarray(landmarks.positions(head, head.template))[:, :2] * [1, -1]
+    right, left = marks[list(landmarks.OUTER_EYE_CORNERS)]
+    marks = (marks - (left + right) / 2) / np.linalg.norm(left - right)
+    np.testing.assert_allclose(detect.AVERAGE_FACE, marks, atol=0.02)
