@@ -141,7 +141,11 @@ def build(
 def default_colors(head: head_model.HeadModel) -> Float[Array, "v 3"]:
     """What an average person would look like where the photo shows nothing."""
     person = look.sample_look(jax.random.key(0))
-    return texture.vertex_colors(head, person)
+    colors = texture.vertex_colors(head, person)
+    # Little light gets into a mouth.
+    for name, share in (("mouth_interior", 0.3), ("tongue", 0.5)):
+        colors = jnp.where(head.regions[name][:, None], share * colors, colors)
+    return colors
 
 
 def working_camera(tracked: Tracked, *, size: int) -> Camera:

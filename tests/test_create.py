@@ -101,11 +101,14 @@ def turned_figures(seed: int) -> dict[float, tuple[float, float]]:
     return result
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="hair behind the outline is guessed: 12 to 19 dB",
+SHORT = pytest.mark.xfail(
+    strict=False, reason="17 to 20 dB: hair and lean that one photo does not show"
 )
-@pytest.mark.parametrize("seed", [101, 102, 103, 104, 105])
+
+
+@pytest.mark.parametrize(
+    "seed", [*(pytest.param(seed, marks=SHORT) for seed in (101, 102, 103)), 104, 105]
+)
 def test_turning_holds_against_the_truth(seed):
     figures = turned_figures(seed)
     print(

@@ -179,7 +179,8 @@ def learning_gates(
     """Share of its rate, in [0, 1], at which each Gaussian's attributes learn.
 
     By the evidence for it; less where the photo shows skin folded. What starts opaque
-    on the face stays so: that layer closes every hole, whatever lies over it.
+    on the face keeps all but its colour: that layer closes every hole, whatever lies
+    over it.
     """
     share = evidence(avatar, views, backend=backend) / config.full_evidence
     shown = coloring.stretch_confidence(avatar.head, avatar.params)
@@ -188,8 +189,8 @@ def learning_gates(
     share = jnp.clip(share, 0.0, 1.0)
     on_face = jnp.asarray(head_model.face_region(avatar.head, "face"))[face]
     closed = on_face & (avatar.gaussians.opacities > 0.95)
-    gates = dict.fromkeys(_trainable(avatar.gaussians), share)
-    return {**gates, "opacity_logits": jnp.where(closed, 0.0, share)}
+    gates = dict.fromkeys(_trainable(avatar.gaussians), jnp.where(closed, 0.0, share))
+    return {**gates, "sh": share}
 
 
 def evidence(
