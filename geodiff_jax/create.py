@@ -318,7 +318,7 @@ def estimate(config: CreateConfig) -> dict[str, float]:
         config.start.skin_count + config.start.hair_count + config.start.outline_count
     )
     load = gaussians / 60_000 + (config.working_size / 512) ** 2
-    seconds = 45.0 + 0.25 * load * config.reconstruction.steps
+    seconds = 45.0 + 0.12 * load * config.reconstruction.steps
     seconds += 0.02 * load * 11.3 * config.preview_fps
     return {"minutes": max(seconds / 60.0, 1.0), "memory_gb": 1.6 + 0.3 * load}
 
