@@ -54,15 +54,35 @@ class BuildKernels(setuptools.Command):
     def run(self):
         """Builds what the machine's compilers can build; warns once otherwise."""
         target = (ROOT if self.inplace else pathlib.Path(self.build_lib)).resolve()
+        target /= PACKAGE_FOLDER
+        if _up_to_date(target):
+            return
         try:
-            build_kernels(target / PACKAGE_FOLDER, ROOT / "build" / "kernels")
+            build_kernels(target, ROOT / "build" / "kernels")
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             _warn(f"kernels ({error})", "a C++ compiler")
             return
         try:
-            build_cuda(target / PACKAGE_FOLDER, ROOT / "build" / "kernels")
+            build_cuda(target, ROOT / "build" / "kernels")
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             _warn(f"CUDA kernels ({error}), which matters on GPUs only", "nvcc")
+
+
+def _up_to_date(target: pathlib.Path) -> bool:
+    """Whether all libraries are there, and none is older than what it is made of."""
+    if "GEODIFF_JAX_CUDA_ARCHITECTURES" in os.environ:
+        return False
+    names = [*ISAS, "cuda"] if shutil.which("nvcc") else list(ISAS)
+    libraries = [target / f"_kernels_{name}.so" for name in names]
+    try:
+        import jax
+
+        made = min(library.stat().st_mtime for library in libraries)
+    except (ImportError, OSError):
+        return False
+    headers = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api").glob("*.h")
+    sources = [pathlib.Path(__file__), *(ROOT / "kernels").iterdir(), *headers]
+    return all(source.stat().st_mtime < made for source in sources)
 
 
 def _warn(missing: str, compiler: str) -> None:

@@ -16,6 +16,10 @@ def build(folder, **environment):
     shutil.copy(ROOT / "setup.py", folder)
     shutil.copy(ROOT / "pyproject.toml", folder)
     shutil.copytree(ROOT / "kernels", folder / "kernels")
+    return build_again(folder, **environment)
+
+
+def build_again(folder, **environment):
     inherited = {k: v for k, v in os.environ.items() if k != "CXX"}
     done = subprocess.run(
         [sys.executable, "setup.py", "build_kernels", "--inplace"],
@@ -46,6 +50,16 @@ def test_without_nvcc_one_warning_and_kernels_for_cpus(tmp_path):
     assert done.stderr.count("WARNING") == 1 and "nvcc" in done.stderr
     names = {path.name for path in tmp_path.rglob("*.so")}
     assert "_kernels_baseline.so" in names and "_kernels_cuda.so" not in names
+
+    def times():
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")}
+
+    before = times()
+    build_again(tmp_path, PATH=str(tools))
+    assert times() == before
+    (tmp_path / "kernels" / "simd.h").touch()
+    build_again(tmp_path, PATH=str(tools))
+    assert all(after > before[name] for name, after in times().items())
 
 
 @pytest.mark.slow
