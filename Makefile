@@ -8,21 +8,25 @@ SOURCES := setup.py pyproject.toml $(wildcard kernels/*.h kernels/*.cc kernels/*
 PIP := $(BIN)/python -m pip install --quiet
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint kernels clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed kernels
 	$(BIN)/python -m experiments.create_avatar --output_dir=output/astronaut
 
-test: $(VENV)/tested
+test: $(VENV)/tested kernels
 	$(PYTEST)
 
-test-slow: $(VENV)/tested
+test-slow: $(VENV)/tested kernels
 	$(PYTEST) -m slow
 
 lint: $(VENV)/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Another Python's environment may have compiled them for another jax.
+kernels: $(VENV)/installed
+	$(BIN)/python setup.py --quiet build_kernels --inplace
 
 clean:
 	rm -rf .venv-* build *.egg-info

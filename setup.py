@@ -23,6 +23,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PACKAGE_FOLDER = pathlib.Path("geodiff_jax", "render")
+HEADERS = ROOT / "build" / "kernels" / "headers.txt"
 FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math "
     # Vector types lose may_alias as template arguments; nothing here aliases.
@@ -66,23 +67,33 @@ class BuildKernels(setuptools.Command):
             build_cuda(target, ROOT / "build" / "kernels")
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             _warn(f"CUDA kernels ({error}), which matters on GPUs only", "nvcc")
+        HEADERS.write_text(_headers())
 
 
 def _up_to_date(target: pathlib.Path) -> bool:
-    """Whether all libraries are there, and none is older than what it is made of."""
+    """Whether all libraries are there, none older than its sources, for this jax.
+
+    Older versions of jax refuse kernels that were built with a newer one's headers.
+    """
     if "GEODIFF_JAX_CUDA_ARCHITECTURES" in os.environ:
         return False
     names = [*ISAS, "cuda"] if shutil.which("nvcc") else list(ISAS)
     libraries = [target / f"_kernels_{name}.so" for name in names]
     try:
-        import jax
-
         made = min(library.stat().st_mtime for library in libraries)
+        if HEADERS.read_text() != _headers():
+            return False
     except (ImportError, OSError):
         return False
-    headers = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api").glob("*.h")
-    sources = [pathlib.Path(__file__), *(ROOT / "kernels").iterdir(), *headers]
+    sources = [pathlib.Path(__file__), *(ROOT / "kernels").iterdir()]
     return all(source.stat().st_mtime < made for source in sources)
+
+
+def _headers() -> str:
+    """Which jax the kernels are compiled for."""
+    import jax
+
+    return f"{jax.__version__} {jax.ffi.include_dir()}"
 
 
 def _warn(missing: str, compiler: str) -> None:
