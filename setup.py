@@ -23,7 +23,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PACKAGE_FOLDER = pathlib.Path("geodiff_jax", "render")
-HEADERS = ROOT / "build" / "kernels" / "headers.txt"
+HEADERS = "_kernels.headers"
 FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math "
     # Vector types lose may_alias as template arguments; nothing here aliases.
@@ -67,7 +67,8 @@ class BuildKernels(setuptools.Command):
             build_cuda(target, ROOT / "build" / "kernels")
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             _warn(f"CUDA kernels ({error}), which matters on GPUs only", "nvcc")
-        HEADERS.write_text(_headers())
+            (target / "_kernels_cuda.so").unlink(missing_ok=True)
+        (target / HEADERS).write_text(_headers())
 
 
 def _up_to_date(target: pathlib.Path) -> bool:
@@ -81,11 +82,11 @@ def _up_to_date(target: pathlib.Path) -> bool:
     libraries = [target / f"_kernels_{name}.so" for name in names]
     try:
         made = min(library.stat().st_mtime for library in libraries)
-        if HEADERS.read_text() != _headers():
+        if (target / HEADERS).read_text() != _headers():
             return False
     except (ImportError, OSError):
         return False
-    sources = [pathlib.Path(__file__), *(ROOT / "kernels").iterdir()]
+    sources = [pathlib.Path(__file__), *(ROOT / "kernels").glob("*.[hc]*")]
     return all(source.stat().st_mtime < made for source in sources)
 
 

@@ -1,8 +1,8 @@
 """Hair, beard and whatever else of the head lies outside its bare mesh.
 
 One photo shows the outline of the hair but not its depth: the thickness seen along the
-outline is spread over the scalp, and what is left becomes a layer at the outline's
-depth. All rules here are ours.
+outline is spread over scalp and nape, and what is left becomes a roll about the
+outline's depth. All rules here are ours.
 """
 
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def _walk_to_border(
     longest: float = 0.06,
     step: float = 0.001,
     clear: float = 0.008,
-    gap: float = 0.004,
+    gap: float = 0.008,
 ) -> tuple[Float[np.ndarray, " v"], Bool[np.ndarray, " v"]]:
     """(signed distance along the normal to the matte's border, whether it counts).
 
@@ -149,14 +149,17 @@ def _walk_to_border(
     solid = _closed(matte > 0.5, radius=round(gap * camera.height))
     person = solid[row, column] & in_frame
     steps = np.argmin(np.pad(person, ((0, 0), (0, 1))), axis=1)
+    # A walk counts if it stays in the frame until it has left the person.
+    reached = steps < reach.size
+    each, last = np.arange(len(vertices)), np.minimum(steps, reach.size - 1)
+    reached &= np.logical_and.accumulate(in_frame, axis=1)[each, last]
     end = np.maximum(steps - 1, 0)
     beside = ndimage.distance_transform_edt(~covered)
     beside *= np.median(towards_length) / float(camera.intrinsics[0])
     out = round((deepest + clear) / step)
-    each = np.arange(len(vertices))
-    left = ~covered[row[:, out], column[:, out]]
+    left = in_frame[:, out] & ~covered[row[:, out], column[:, out]]
     left |= beside[row[each, end], column[each, end]] > clear
-    return reach[end], edge_on & left & in_frame.all(axis=1)
+    return reach[end], edge_on & left & reached
 
 
 def _closed(mask: Bool[np.ndarray, "h w"], *, radius: int) -> Bool[np.ndarray, "h w"]:

@@ -1,6 +1,6 @@
 """The avatar before optimisation: Gaussians on the fitted head, photo-coloured.
 
-Three layers. An underpainting of one opaque Gaussian per triangle closes every hole
+Four layers. An underpainting of one opaque Gaussian per triangle closes every hole
 under any expression; detail lies on the skin where the photo shows it; hair stands off
 the scalp as far as the outline says. Everything here is ours; the papers start from
 grey Gaussians and many generated views.
@@ -42,10 +42,10 @@ class StartConfig:
     )
     detail_density: float = 3.0
     """Gaussians per area in `detail_regions`, relative to the rest of the face."""
-    roll: float = 0.02
-    """Metres: largest depth, to either side, of what lies beside the outline."""
     back_density: float = 0.12
     """The same where the photo sees nothing."""
+    roll: float = 0.02
+    """Metres: largest depth, to either side, of what lies beside the outline."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +124,8 @@ def _carved(
     settle. What the photo does not show it cannot settle: that stays inside.
     """
     grown = ndimage.maximum_filter(view.matte, 2 * view.erosion + 1) > 0.5
+    if grown.all():
+        return layer
     within = ndimage.distance_transform_edt(grown)
     within -= ndimage.distance_transform_edt(~grown)
     pixels, depth = (
@@ -131,9 +133,10 @@ def _carved(
     )
     cell = np.floor(pixels).astype(int)
     in_frame = np.all((cell >= 0) & (cell < view.matte.shape[::-1]), axis=1)
+    in_frame &= depth > 0
     column, row = np.where(in_frame[:, None], cell, 0).T
     hidden = depth > view.depth[row, column] + 0.003
-    radius = 2.0 * np.median(layer.scales, axis=1) / depth
+    radius = 2.0 * np.median(layer.scales, axis=1) / np.maximum(depth, 1e-6)
     margin = np.where(hidden, radius * float(view.camera.intrinsics[0]), -slack)
     keep = ~in_frame | (within[row, column] >= margin)
     keep |= head_model.face_region(head, "face")[layer.face]
@@ -268,7 +271,7 @@ def _hair(
     points = coloring.surface_points(head, shell, face, barycentrics)
     observed, confidence = coloring.look_up(view, points.position, points.normal)
     colors = _borrow(head, points, observed, confidence)
-    local = (thickness[faces[face]] * barycentrics).sum(axis=1)
+    local = np.maximum((thickness[faces[face]] * barycentrics).sum(axis=1), 0.0)
     depth = np.asarray(jax.random.uniform(depth_key, (len(face),)))
     spacing = np.sqrt(areas.sum() / config.hair_count)
     # Blobs must not bulge over the outline; what they leave free is drawn finer.

@@ -43,8 +43,9 @@ class FitConfig:
     because 51 landmarks err together, yet count as independent."""
     lean_share: float = 0.92
     lean_rest: float = 0.123
-    """Lean, in radians, is share * (angle of the mesh's midline - rest), or 0 where
-    there is no mesh: fitted to 24 random built-in heads, to 2.5 degrees."""
+    """Lean away from the camera, in radians, is share * (angle + rest) for a mesh whose
+    midline, chin to forehead, leans away by `angle`; 0 where there is no mesh. Fitted
+    to 24 random built-in heads, to 2.5 degrees."""
     identity_sigma: float = 1.0
     identity_bound: float = 3.0
     """Standard deviations beyond which `bound_weight` counts: shapes are linear, and

@@ -98,3 +98,22 @@ def test_beside_the_neck_hair_counts_and_a_collar_does_not(beside, hangs):
     assert nape.sum() > 50
     assert np.median(thickness[nape]) == pytest.approx(0.015 * hangs, abs=0.006)
     assert np.all(thickness[~outline.hair_support(head)] == 0)
+
+
+def test_a_tight_frame_sees_the_same_hair():
+    head, vertices = posed()
+    camera = toy_head.camera(512)
+    radius = apparent_radius(camera, 0.115)
+    matte = toy_head.disc(512, radius).astype(float)
+    margin = round(256 - radius - 6)
+    inner = slice(margin, 512 - margin)
+    size = 512 - 2 * margin
+    tight = camera.crop(left=float(margin), top=float(margin), width=size, height=size)
+    whole = outline.hair_thickness(
+        head, vertices, camera, np.full((512, 512, 3), 0.3), matte
+    )
+    cut = outline.hair_thickness(
+        head, vertices, tight, np.full((size, size, 3), 0.3), matte[inner, inner]
+    )
+    assert whole.max() > 0.012
+    np.testing.assert_allclose(cut, whole, atol=0.001)
