@@ -30,7 +30,7 @@ class Options(NamedTuple):
 
 def default_capacity(gaussians: int, views: int, width: int, height: int) -> int:
     """Ours: heads of 1e4 to 1e6 Gaussians meet 1.5 to 6 tiles each."""
-    tiles = -(-width // _TILE) * -(-height // _TILE)
+    tiles = _num_tiles(width, height)
     return max(1, views * min(gaussians * tiles, 4 * gaussians + 64 * tiles))
 
 
@@ -88,15 +88,15 @@ def list_shapes(
         ((views, count, 2), jnp.uint32),
         ((options.capacity,), jnp.uint32),
         ((options.capacity,), jnp.uint32),
-        ((views * _num_tiles(options) + 1,), jnp.uint32),
+        ((views * _num_tiles(options.width, options.height) + 1,), jnp.uint32),
         (size, jnp.uint32),
         (size, jnp.float32),
     )
     return [jax.ShapeDtypeStruct(*shape) for shape in shapes]
 
 
-def _num_tiles(options: Options) -> int:
-    return -(-options.width // _TILE) * -(-options.height // _TILE)
+def _num_tiles(width: int, height: int) -> int:
+    return -(-width // _TILE) * -(-height // _TILE)
 
 
 def forward_cuda(
@@ -137,7 +137,7 @@ def backward_cuda(
     scratch = _scratch(
         4 * options.capacity * (6 + columns),
         4 * views * count * 8,
-        4 * views * _num_tiles(options) * channels,
+        4 * views * _num_tiles(options.width, options.height) * channels,
         4 * views * -(-count // 256) * 16,
     )
     *gradients, _ = ffi.call(
