@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 from scipy import ndimage, spatial
 
 from geodiff_jax.geometry import mesh
@@ -240,6 +240,81 @@ def inland(
     """Whether points of the scalp lie further than `margin` metres from bare skin."""
     skin = np.asarray(head.template)[_diffusion_group(head) == 0]
     return spatial.cKDTree(skin).query(rest)[0] > margin
+
+
+def resembles(
+    colors: Float[np.ndarray, "n 3"],
+    samples: Float[np.ndarray, "m 3"],
+    *,
+    darkest: float = 0.15,
+    lightest: float = 2.0,
+    tint: float = 0.12,
+) -> Bool[np.ndarray, " n"]:
+    """Whether colours are those of the samples, in shade or light.
+
+    `darkest` and `lightest` bound the brightness over that of the samples' median,
+    `tint` the distance of what is left when brightness is divided out.
+    """
+    usual = np.median(samples, axis=0)
+    brightness = colors.mean(axis=1)
+    ratio = brightness / max(usual.mean(), 1e-3)
+    tints = colors / np.maximum(brightness, 1e-3)[:, None] / 3.0
+    far = np.linalg.norm(tints - usual / max(usual.sum(), 3e-3), axis=1)
+    return (ratio > darkest) & (ratio < lightest) & (far < tint)
+
+
+def hidden_hair(
+    key: Key[Array, ""],
+    head: head_model.HeadModel,
+    points: SurfacePoints,
+    observed: Float[np.ndarray, "n 3"],
+    confidence: Float[np.ndarray, " n"],
+    *,
+    neighbours: int = 96,
+    contrast: float = 0.6,
+    darkest: float = 0.6,
+) -> Float[np.ndarray, "n 3"]:
+    """Colours of hidden hair: the seen hair, folded over to the back of the head.
+
+    Each hidden point takes after one of the seen ones that are nearest in the frontal
+    projection, drawn at random: hair keeps its drawing, at `contrast` of its strength,
+    and no single strand spreads over what is far from any other. Turned away from the
+    light it is darker, down to `darkest`.
+    """
+    clear = confidence > 0.8
+    sure = clear & inland(head, points.rest)
+    if sure.sum() < neighbours:
+        return observed
+    # Beside ears and neck only what is as coloured as the hair above.
+    sure |= clear & resembles(observed, observed[sure], tint=0.04)
+    seen = np.flatnonzero(sure)
+    frontal = points.rest * FOLD
+    near = seen[spatial.cKDTree(frontal[seen]).query(frontal, k=neighbours)[1]]
+    draw = np.asarray(jax.random.randint(key, (len(near), 1), 0, neighbours))
+    drawn = observed[np.take_along_axis(near, draw, axis=1)[:, 0]]
+    usual = observed[near].mean(axis=1)
+    light = _diffuse_light(points.normal, observed.mean(axis=1), sure)
+    share = light / np.maximum(light[near].mean(axis=1), 1e-3)
+    hidden = np.clip(share, darkest, 1.0)[:, None] * (
+        usual + contrast * (drawn - usual)
+    )
+    weight = np.clip(2.0 * confidence, 0.0, 1.0)[:, None]
+    return weight * observed + (1.0 - weight) * hidden
+
+
+def _diffuse_light(
+    normals: Float[np.ndarray, "n 3"],
+    brightness: Float[np.ndarray, " n"],
+    known: Bool[np.ndarray, " n"],
+    *,
+    damping: float = 0.02,
+) -> Float[np.ndarray, " n"]:
+    """Brightness as constant plus cosine (spherical harmonics of degree 1), fitted
+    by least squares where it is known; `damping` holds the cosine back."""
+    basis = np.concatenate([normals, np.ones((len(normals), 1))], axis=1)
+    seen = basis[known]
+    gram = seen.T @ seen + damping * len(seen) * np.diag([1.0, 1.0, 1.0, 0.0])
+    return basis @ np.linalg.solve(gram, seen.T @ brightness[known])
 
 
 def eye_colors(

@@ -53,7 +53,7 @@ def hair_thickness(
     pixels = np.asarray(camera.project(jnp.asarray(middle))[0])
     colors = coloring.sample_colors(image, pixels)
     # Beside the neck also lie collars and shoulders.
-    hair = scalp | _resembles(colors, colors[measured & scalp])
+    hair = scalp | coloring.resembles(colors, colors[measured & scalp])
     length = np.where(hair, length, np.minimum(length, 0.0))
     points = coloring.vertex_points(head, vertices)
     twin = coloring.mirror_lookup(points)
@@ -61,35 +61,18 @@ def hair_thickness(
     known = support & (measured | measured[twin])
     edge_list = mesh.edges(np.asarray(head.faces))
     inner = edge_list[support[edge_list].all(axis=1)]
+    # Hair ends at one height all round: what is known beside holds behind.
+    level = np.asarray(head.template) * [0.3, 1.0, 0.3]
+    beside = spatial.cKDTree(level[known]).query(level)[1]
     spread = mesh.smooth(
-        jnp.asarray(np.where(known, length, np.median(length[known]))[:, None]),
+        jnp.asarray(length[known][beside][:, None]),
         jnp.asarray(inner),
         anchors=jnp.asarray(0.5 * known),
-        iterations=300,
+        iterations=30,
     )
     spread = np.asarray(spread, np.float64)[:, 0]
-    return np.where(support, np.where(spread > 0, _rise(head), 1.0) * spread, 0.0)
-
-
-def _resembles(
-    colors: Float[np.ndarray, "n 3"],
-    samples: Float[np.ndarray, "m 3"],
-    *,
-    darkest: float = 0.15,
-    lightest: float = 2.0,
-    tint: float = 0.12,
-) -> Bool[np.ndarray, " n"]:
-    """Whether colours are those of the samples, in shade or light.
-
-    `darkest` and `lightest` bound the brightness over that of the samples' median,
-    `tint` the distance of what is left when brightness is divided out.
-    """
-    usual = np.median(samples, axis=0)
-    brightness = colors.mean(axis=1)
-    ratio = brightness / max(usual.mean(), 1e-3)
-    tints = colors / np.maximum(brightness, 1e-3)[:, None] / 3.0
-    far = np.linalg.norm(tints - usual / max(usual.sum(), 3e-3), axis=1)
-    return (ratio > darkest) & (ratio < lightest) & (far < tint)
+    share = np.where(known | (spread < 0), 1.0, _rise(head))
+    return np.where(support, share * spread, 0.0)
 
 
 def _rise(

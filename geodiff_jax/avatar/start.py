@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jaxlie
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
-from scipy import ndimage, spatial
+from scipy import ndimage
 
 from geodiff_jax import numerics
 from geodiff_jax.avatar import coloring, outline
@@ -266,17 +266,16 @@ def _hair(
     if not on_hair.any():
         return []
     areas = np.asarray(mesh.face_areas(jnp.asarray(shell), head.faces)) * on_hair
-    place_key, depth_key = jax.random.split(key)
+    place_key, depth_key, color_key = jax.random.split(key, 3)
     face, barycentrics = mesh.sample_surface(place_key, areas, count=config.hair_count)
     points = coloring.surface_points(head, shell, face, barycentrics)
     observed, confidence = coloring.look_up(view, points.position, points.normal)
-    colors = _borrow(head, points, observed, confidence)
+    colors = coloring.hidden_hair(color_key, head, points, observed, confidence)
     local = np.maximum((thickness[faces[face]] * barycentrics).sum(axis=1), 0.0)
     depth = np.asarray(jax.random.uniform(depth_key, (len(face),)))
     spacing = np.sqrt(areas.sum() / config.hair_count)
-    # Blobs must not bulge over the outline; what they leave free is drawn finer.
-    sink = depth**2 * np.minimum(0.35 * local, 0.006)
-    sink += 0.5 * np.minimum(spacing, local)
+    # Loose strands reach from the surface into the core.
+    sink = depth**2 * np.minimum(0.35 * local, 0.004)
     means = points.position - sink[:, None] * points.normal
     frames = _frames_with_normal(points.normal)
     scales = np.broadcast_to(
@@ -303,27 +302,6 @@ def _hair(
         kind=HAIR,
     )
     return [core, strands]
-
-
-def _borrow(
-    head: head_model.HeadModel,
-    points: coloring.SurfacePoints,
-    observed: Float[np.ndarray, "n 3"],
-    confidence: Float[np.ndarray, " n"],
-) -> Float[np.ndarray, "n 3"]:
-    """Colours of hidden hair: the seen hair, folded over to the back of the head.
-
-    A hidden point takes the colour of the seen one that is nearest in the frontal
-    projection: strands stay strands, where an average would wash them out.
-    """
-    trusted = (confidence > 0.8) & coloring.inland(head, points.rest)
-    seen = np.flatnonzero(trusted)
-    if len(seen) < 10:
-        return observed
-    frontal = points.rest * coloring.FOLD
-    nearest = seen[spatial.cKDTree(frontal[seen]).query(frontal)[1]]
-    weight = np.clip(2.0 * confidence, 0.0, 1.0)[:, None]
-    return weight * observed + (1.0 - weight) * observed[nearest]
 
 
 def _outline(

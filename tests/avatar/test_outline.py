@@ -117,3 +117,27 @@ def test_a_tight_frame_sees_the_same_hair():
     )
     assert whole.max() > 0.012
     np.testing.assert_allclose(cut, whole, atol=0.001)
+
+
+def test_hair_ends_behind_where_it_ends_beside():
+    head = procedural.load()
+    params = toy_head.params(head)
+    vertices = np.asarray(head_model.vertices(head, params))
+    camera = toy_head.camera(256)
+    bare = mesh_rasterizer.rasterize(jnp.asarray(vertices), head.faces, camera)
+    covered = np.asarray(bare.face) >= 0
+    pixels = np.asarray(camera.project(jnp.asarray(vertices))[0])
+    ears = np.asarray(head.regions["left_ear"])
+    # 20 mm of hair down to the ear lobes, a bare neck below.
+    end = round(pixels[ears, 1].max())
+    reach = 0.02 / toy_head.DISTANCE * float(camera.intrinsics[0])
+    matte = (ndimage.distance_transform_edt(~covered) <= reach).astype(float)
+    matte[end:] = covered[end:]
+    image = np.full((256, 256, 3), 0.3)
+    thickness = outline.hair_thickness(head, vertices, camera, image, matte)
+    behind = outline.hair_support(head) & (np.asarray(head.template)[:, 2] < -0.05)
+    above = behind & (pixels[:, 1] < end - 12)
+    below = behind & (pixels[:, 1] > end + 12)
+    assert above.sum() > 100 and below.sum() > 20
+    assert np.median(thickness[above]) > 0.015
+    assert np.median(thickness[below]) < 0.006
