@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(wildcard kernels/*.h kernels/*.cc kernels/*
 PIP := $(BIN)/python -m pip install --quiet
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow lint kernels clean
+.PHONY: demo test test-slow sanitize lint kernels clean
 
 demo: $(VENV)/installed kernels
 	$(BIN)/python -m experiments.create_avatar --output_dir=output/astronaut
@@ -18,6 +18,10 @@ test: $(VENV)/tested kernels
 
 test-slow: $(VENV)/tested kernels
 	$(PYTEST) -m slow
+
+# Minutes instead of seconds under each sanitizer, and under clang's fuzzer if it is here.
+sanitize: $(VENV)/tested kernels
+	GEODIFF_JAX_SANITIZE_SECONDS=180 $(PYTEST) -m slow tests/kernels
 
 lint: $(VENV)/tested
 	$(BIN)/ruff format --check .

@@ -59,7 +59,7 @@ void Rasterize(Parallel& parallel, const float* points, int64_t num_points,
     for (int i = 0; i < 3; ++i) {
       const int64_t p = faces[3 * f + i];
       inside = inside && p >= 0 && p < num_points;
-      vertices[i] = points + 3 * p;
+      vertices[i] = inside ? points + 3 * p : nullptr;
     }
     if (!inside || !SetUpTriangle(vertices, width, height, &triangles[f])) continue;
     drawn[f] = true;

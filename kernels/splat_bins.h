@@ -161,7 +161,7 @@ inline void SortByDepth(uint64_t* values, uint64_t* swap, int64_t size) {
     }
     std::swap(from, to);
   }
-  if (from != values) std::memcpy(values, from, size * sizeof(uint64_t));
+  std::copy(from, from + size, values);
 }
 
 template <typename Visit>

@@ -109,7 +109,9 @@ def splat_arrays(
 
     Culled Gaussians (behind, too faint, not finite, off the image) have exactly zero
     gradients. Kernels compute in float32; float64 means run the jnp reference, unless
-    backend says otherwise. Reverse mode only, except for backend "reference".
+    backend says otherwise. Reverse mode only, except for backend "reference". Share
+    cameras among devices by `jax.shard_map(..., check_vma=False)`: kernels do not say
+    over which axes their results vary.
     """
     if depth not in (None, "accumulated", "expected"):
         raise ValueError(

@@ -666,6 +666,29 @@ def test_more_than_65535_tiles(backend):
     assert (np.asarray(wide.image[:4000]) == arrays["background"]).all()
 
 
+@pytest.mark.slow
+def test_ten_million_pairs_of_a_gaussian_and_a_tile(kernels):
+    arrays = scene(40_000, 1, size=256)
+    arrays["scales"] = np.full_like(arrays["scales"], 50.0)
+    arrays["opacities"] = np.full_like(arrays["opacities"], 0.02)
+    size = {"width": 256, "height": 256}
+    result, found = render_with_gradients(arrays, **size)
+    assert np.all(result.alpha > 0.999)
+    # Pixels are full after some hundred Gaussians: the rest might as well not be there.
+    depths = arrays["means"] @ arrays["camera_from_world"][2, :3]
+    nearest = np.sort(np.argsort(depths)[:1000])
+    front = {
+        name: array[nearest] if len(array) == 40_000 else array
+        for name, array in arrays.items()
+    }
+    few, few_found = render_with_gradients(front, **size)
+    np.testing.assert_array_equal(result.image, few.image)
+    hidden = np.setdiff1d(np.arange(40_000), nearest)
+    for name in ("means", "quaternions", "scales", "opacities", "features"):
+        np.testing.assert_array_equal(found[name][nearest], few_found[name])
+        assert not found[name][hidden].any()
+
+
 def test_float64_runs_the_reference_unless_told_otherwise(kernels):
     with jax.enable_x64(True):
         arrays = scene(5, dtype=np.float64)
@@ -720,7 +743,40 @@ def run_python(program, **environment):
 
 def test_bits_do_not_depend_on_run_or_threads(kernels):
     """NPROC sets the size of XLA's thread pool."""
-    assert len({run_python(DIGEST, NPROC=n) for n in ("1", "2", "5")}) == 1
+    assert len({run_python(DIGEST, NPROC=n) for n in ("1", "2", "16")}) == 1
+
+
+SHARDED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec as P
+sys.path[:0] = sys.argv[1:]
+from geodiff_jax.render import splatting
+from tests.render import test_splatting as t
+arrays = {name: jnp.asarray(array) for name, array in t.scene(200).items()}
+pose, intrinsics = arrays.pop("camera_from_world"), arrays.pop("intrinsics")
+poses = jnp.stack([pose.at[0, 3].add(0.1 * i) for i in range(4)])
+weights = jax.random.normal(jax.random.key(0), (4, 40, 40, 3))
+def render(arrays, poses):
+    batch = jnp.broadcast_to(intrinsics, (len(poses), 4))
+    cameras = {"camera_from_world": poses, "intrinsics": batch}
+    return splatting.splat_arrays(**arrays, **cameras, width=40, height=40).image
+specs = {"in_specs": (P(), P("view")), "out_specs": P("view")}
+mesh = jax.make_mesh((2,), ("view",), axis_types=(jax.sharding.AxisType.Auto,))
+sharded = jax.shard_map(render, mesh=mesh, check_vma=False, **specs)
+image = jax.jit(sharded)(arrays, poses)
+assert len(image.sharding.device_set) == 2
+np.testing.assert_array_equal(image, render(arrays, poses))
+def gradients(render):
+    loss = lambda *x: jnp.vdot(render(*x), weights)
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(arrays, poses)
+pairs = zip(*map(jax.tree.leaves, map(gradients, (sharded, render))), strict=True)
+assert max(t.relative(*pair) for pair in pairs) < 1e-6
+"""
+
+
+def test_cameras_shared_among_devices_equal_one_device(kernels):
+    run_python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=2")
 
 
 BUILD = """

@@ -1,0 +1,118 @@
+"""Honest timings: many runs, CPU time beside wall time, and what the machine can do.
+
+Every benchmark writes {"machine": {...}, "rows": [{"op", ..., "median_ms", "min_ms",
+"p90_ms", "cpu_ms"}]}.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.table
+
+from geodiff_jax.render import ffi
+
+Row = Mapping[str, Any]
+
+
+def measure(
+    step: Callable[[], Any], *, runs: int = 50, seconds: float = 60.0
+) -> dict[str, float]:
+    """Times `step`, which returns arrays: median, min and 90th percentile of its wall
+    time and its mean CPU time (all threads), in milliseconds.
+
+    Makes `runs` runs, or at least ten when they would take longer than `seconds`. The
+    first two, with compilation, do not count.
+    """
+    for _ in range(2):
+        jax.block_until_ready(step())
+    walls: list[float] = []
+    cpu_begin, begin = time.process_time(), time.perf_counter()
+    while len(walls) < runs:
+        if len(walls) >= 10 and time.perf_counter() - begin > seconds:
+            break
+        start = time.perf_counter()
+        jax.block_until_ready(step())
+        walls.append(time.perf_counter() - start)
+    cpu = (time.process_time() - cpu_begin) / len(walls)
+    return {
+        "median_ms": 1e3 * float(np.median(walls)),
+        "min_ms": 1e3 * min(walls),
+        "p90_ms": 1e3 * float(np.percentile(walls, 90)),
+        "cpu_ms": 1e3 * cpu,
+        "runs": len(walls),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The machine, its load, and its measured peaks, for the head of a report.
+
+    `gflops` is that of a 1024² float32 matrix product, `copy_gbs` the bytes read and
+    written per second by a copy of 256 MB.
+    """
+    matrix = jnp.ones((1024, 1024), jnp.float32)
+    product = jax.jit(lambda x: jnp.matmul(x, x, precision="highest"))
+    block = jnp.ones(2**26, jnp.float32)
+    copy = jax.jit(lambda x: x + 1.0)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": jax.devices()[0].device_kind,
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "instruction_set": _instruction_set(),
+        "load": round(os.getloadavg()[0], 2),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "gflops": 2 * 1024**3 / _best(lambda: product(matrix)) / 1e9,
+        "copy_gbs": 2 * block.nbytes / _best(lambda: copy(block)) / 1e9,
+    }
+
+
+def report(
+    title: str,
+    about: Mapping[str, Any],
+    rows: Sequence[Row],
+    *,
+    json_path: str | None = None,
+) -> None:
+    """Prints the table; writes both as JSON where a path is given."""
+    table = rich.table.Table(title=title)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console = rich.console.Console(width=None if os.isatty(1) else 160)
+    console.print(", ".join(f"{k} {_cell(v)}" for k, v in about.items()))
+    console.print(table)
+    if json_path:
+        text = json.dumps({"machine": dict(about), "rows": list(rows)}, indent=1)
+        pathlib.Path(json_path).write_text(text + "\n")
+
+
+def _best(step: Callable[[], Any], *, runs: int = 10) -> float:
+    """Shortest of some runs, seconds."""
+    return measure(step, runs=runs)["min_ms"] / 1e3
+
+
+def _cpu_name() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _instruction_set() -> str:
+    return ffi.instruction_sets()[-1] if ffi.available("cpu") else "none"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
