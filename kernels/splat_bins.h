@@ -11,6 +11,7 @@
 #include "parallel.h"
 #include "scratch.h"
 #include "splat_record.h"
+#include "stages.h"
 
 namespace geodiff {
 
@@ -225,6 +226,7 @@ inline void FillTiles(Parallel& parallel, int64_t tiles_x, int64_t num_tiles,
 
 // Throws std::bad_alloc if there are more pairs than memory, or than 2^32.
 inline void FillBins(Parallel& parallel, const Scene& scene, Bins* bins) {
+  StageClock clock;
   const int64_t n = scene.num_gaussians;
   const int64_t num_tiles = scene.tiles_x() * scene.tiles_y();
   bins->records.Reserve(n);
@@ -237,6 +239,7 @@ inline void FillBins(Parallel& parallel, const Scene& scene, Bins* bins) {
     const int64_t begin = chunk * kChunk;
     ProjectChunk(scene, view, begin, std::min(n, begin + kChunk), bins);
   });
+  clock.Lap(kProject);
   uint64_t num_pairs = 0;
   int64_t num_visible = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -252,7 +255,9 @@ inline void FillBins(Parallel& parallel, const Scene& scene, Bins* bins) {
   slots[n] = static_cast<uint32_t>(num_pairs);
   bins->num_visible = num_visible;
   SortByDepth(order, bins->order_swap.Reserve(num_visible), num_visible);
+  clock.Lap(kSort);
   FillTiles(parallel, scene.tiles_x(), num_tiles, bins);
+  clock.Lap(kBin);
 }
 
 }  // namespace geodiff

@@ -38,9 +38,11 @@ struct Gradients {
 void Forward(Parallel& parallel, const Scene& scene, Workspace& work, float* image,
              float* alpha, float* depth) {
   FillBins(parallel, scene, &work.bins);
+  StageClock clock;
   parallel.For(scene.tiles_x() * scene.tiles_y(), [&](int64_t i, int64_t worker) {
     ForwardTile(Tile(scene, work.bins, i, &work.tiles[worker]), image, alpha, depth);
   });
+  clock.Lap(kBlend);
 }
 
 constexpr int kViewEntries = 16;  // Rotation, translation, intrinsics.
@@ -128,6 +130,7 @@ void BackwardChunk(const Scene& scene, const View<F>& view, const Bins& bins,
 void Backward(Parallel& parallel, const Scene& scene, const Cotangents& cotangents,
               Workspace& work, const Gradients& out) {
   FillBins(parallel, scene, &work.bins);
+  StageClock clock;
   const Bins& bins = work.bins;
   const int64_t n = scene.num_gaussians, channels = scene.num_channels;
   const int64_t columns = cotangents.Columns(channels);
@@ -145,6 +148,7 @@ void Backward(Parallel& parallel, const Scene& scene, const Cotangents& cotangen
     for (int64_t i = 0; i < num_tiles; ++i) sum += d_backgrounds[i * channels + c];
     out.background[c] += static_cast<float>(sum);
   }
+  clock.Lap(kBlendAdjoint);
   const int64_t num_chunks = (n + kChunk - 1) / kChunk;
   double* d_views = work.d_views.Reserve(num_chunks * kViewEntries);
   const View<F> view =
@@ -161,6 +165,7 @@ void Backward(Parallel& parallel, const Scene& scene, const Cotangents& cotangen
     }
     (k < 12 ? out.camera[k] : out.intrinsics[k - 12]) = static_cast<float>(sum);
   }
+  clock.Lap(kProjectAdjoint);
 }
 
 // The operands that forward and backward share.
@@ -330,6 +335,13 @@ auto BindOperands() {
 }  // namespace geodiff
 
 #pragma GCC visibility push(default)
+// Seconds by stage since the process began, in the order of stages.h.
+extern "C" void splat_stage_seconds(double* seconds) {
+  for (int i = 0; i < geodiff::kNumStages; ++i) {
+    seconds[i] = 1e-9 * geodiff::stage_nanoseconds[i].load(std::memory_order_relaxed);
+  }
+}
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(splat_forward, geodiff::SplatForward,
                               geodiff::BindOperands()
                                   .Ret<geodiff::Array>()

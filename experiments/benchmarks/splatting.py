@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import timing
-from geodiff_jax.render import splatting, splatting_reference
+from geodiff_jax.render import ffi, splatting, splatting_reference
 
 BACKEND = flags.DEFINE_enum(
     "backend", None, ["cpu", "cuda", "reference"], "Default: by platform."
@@ -32,6 +32,8 @@ FOCAL = 420.0
 DISTANCES = {"far": 4.0, "close": 2.3}
 """Metres from the camera to the centre of the head."""
 RADII = np.array([0.75, 1.0, 0.85])
+
+HIDDEN = ("op", "size", "runs", "floor_ms")
 
 PROJECT_FLOPS, BLEND_FLOPS = 250, 20
 """Per Gaussian, and per Gaussian and pixel that it covers; counted in splat.h and
@@ -122,7 +124,9 @@ def floor_seconds(scene: Scene, about: dict[str, Any], *, backward: bool) -> flo
 
 
 def rows(about: dict[str, Any]) -> Iterator[timing.Row]:
-    """One row per scene, number of channels and pass."""
+    """One row per scene, number of channels and pass; on CPUs with its stages."""
+    on_cpu = ffi.implementations(BACKEND.value).get("default") == "cpu"
+    stages = ffi.stage_seconds if on_cpu else dict
     for name, distance in DISTANCES.items():
         for count in map(int, GAUSSIANS.value):
             for channels in map(int, CHANNELS.value):
@@ -136,7 +140,7 @@ def rows(about: dict[str, Any]) -> Iterator[timing.Row]:
                 )
                 steps = passes(scene, backend=BACKEND.value, capacity=capacity)
                 for kind, step in steps.items():
-                    figures = timing.measure(step, runs=RUNS.value)
+                    figures = timing.measure(step, runs=RUNS.value, stages=stages)
                     floor = 1e3 * floor_seconds(
                         scene, about, backward=kind == "forward_backward"
                     )
@@ -159,7 +163,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     about = timing.machine()
     table = list(rows(about))
-    timing.report("Gaussian splatting", about, table, json_path=JSON.value)
+    timing.report(
+        "Gaussian splatting", about, table, hidden=HIDDEN, json_path=JSON.value
+    )
 
 
 if __name__ == "__main__":

@@ -25,16 +25,22 @@ Row = Mapping[str, Any]
 
 
 def measure(
-    step: Callable[[], Any], *, runs: int = 50, seconds: float = 60.0
+    step: Callable[[], Any],
+    *,
+    runs: int = 50,
+    seconds: float = 60.0,
+    stages: Callable[[], dict[str, float]] = dict,
 ) -> dict[str, float]:
     """Times `step`, which returns arrays: median, min and 90th percentile of its wall
     time and its mean CPU time (all threads), in milliseconds.
 
     Makes `runs` runs, or at least ten when they would take longer than `seconds`. The
-    first two, with compilation, do not count.
+    first two, with compilation, do not count. `stages` gives running totals, in
+    seconds, of which each run's share is added to the figures.
     """
     for _ in range(2):
         jax.block_until_ready(step())
+    before = stages()
     walls: list[float] = []
     cpu_begin, begin = time.process_time(), time.perf_counter()
     while len(walls) < runs:
@@ -44,12 +50,17 @@ def measure(
         jax.block_until_ready(step())
         walls.append(time.perf_counter() - start)
     cpu = (time.process_time() - cpu_begin) / len(walls)
+    parts = {
+        f"{name}_ms": 1e3 * (total - before[name]) / len(walls)
+        for name, total in stages().items()
+    }
     return {
         "median_ms": 1e3 * float(np.median(walls)),
         "min_ms": 1e3 * min(walls),
         "p90_ms": 1e3 * float(np.percentile(walls, 90)),
         "cpu_ms": 1e3 * cpu,
         "runs": len(walls),
+        **parts,
     }
 
 
@@ -82,14 +93,16 @@ def report(
     about: Mapping[str, Any],
     rows: Sequence[Row],
     *,
+    hidden: Sequence[str] = (),
     json_path: str | None = None,
 ) -> None:
-    """Prints the table; writes both as JSON where a path is given."""
+    """Prints the table without its `hidden` columns; writes all as JSON if asked to."""
     table = rich.table.Table(title=title)
-    for name in rows[0]:
+    shown = [name for name in rows[0] if name not in hidden]
+    for name in shown:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(_cell(row[name]) for name in shown))
     console = rich.console.Console(width=None if os.isatty(1) else 160)
     console.print(", ".join(f"{k} {_cell(v)}" for k, v in about.items()))
     console.print(table)

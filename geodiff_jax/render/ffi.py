@@ -24,6 +24,8 @@ BACKENDS = (None, "reference", "cpu", "cuda")
 _FOLDER = pathlib.Path(__file__).parent
 _INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 _COMPILERS = {"cpu": "a C++ compiler", "cuda": "nvcc"}
+# As in kernels/stages.h.
+_STAGES = ("project", "sort", "bin", "blend", "blend_adjoint", "project_adjoint")
 
 
 @functools.cache
@@ -68,6 +70,17 @@ def instruction_sets() -> tuple[str, ...]:
     baseline.kernels_best_isa.restype = ctypes.c_char_p
     best = baseline.kernels_best_isa().decode()
     return _INSTRUCTION_SETS[: _INSTRUCTION_SETS.index(best) + 1]
+
+
+def stage_seconds() -> dict[str, float]:
+    """Wall seconds that this process has spent in each stage of splatting on the CPU.
+
+    Raises OSError if the kernels were not built.
+    """
+    library = ctypes.CDLL(str(_library_path("cpu")))
+    seconds = (ctypes.c_double * len(_STAGES))()
+    library.splat_stage_seconds(seconds)
+    return dict(zip(_STAGES, seconds, strict=True))
 
 
 def _library_path(platform: str) -> pathlib.Path:
