@@ -100,6 +100,8 @@ inline void LoadTile(const Tile& tile, bool adjoint) {
   }
   const F zero = Set(0.0f), side = Set(kBlock - 1.0f);
   for (int64_t i = 0; i < size; ++i) {
+    const int64_t soon = std::min(i + kAhead, size - 1);
+    __builtin_prefetch(&tile.bins.records[tile.entries[soon].gaussian]);
     const Record& r = records[i] = tile.bins.records[tile.entries[i].gaussian];
     const F y_slope = Set(-0.5f * r.b / r.c), x_slope = Set(-0.5f * r.b / r.a);
     uint32_t mask = 0;
