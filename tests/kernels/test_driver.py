@@ -17,7 +17,7 @@ from geodiff_jax.render import ffi
 pytestmark = pytest.mark.slow
 
 DRIVER = pathlib.Path(__file__).with_name("drive.cc")
-SECONDS = os.environ.get("GEODIFF_JAX_SANITIZE_SECONDS", "15")
+SECONDS = os.environ.get("GEODIFF_JAX_SANITIZE_SECONDS", "5")
 MEMORY = "address,undefined,float-cast-overflow"
 
 
