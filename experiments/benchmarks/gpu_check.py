@@ -5,6 +5,7 @@ python -m experiments.benchmarks.gpu_check [--json=FILE]
 Exit status 1 if a test fails, 2 without a GPU or kernels for it.
 """
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -24,12 +25,14 @@ TESTS = ("tests/render", "-k", "cuda", "-m", "not slow")
 def run_tests() -> dict[str, int]:
     """How many of the GPU's tests ran, failed and were skipped.
 
-    In a process of its own, since jax takes most of a GPU's memory for itself.
+    In a process of its own, which takes GPU memory as it needs it: by default jax
+    takes most of it at once, and this process has done so already.
     """
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     with tempfile.TemporaryDirectory() as folder:
         found = pathlib.Path(folder) / "found.xml"
         command = [sys.executable, "-m", "pytest", *TESTS, f"--junitxml={found}"]
-        subprocess.run(command, cwd=ROOT, check=False)
+        subprocess.run(command, cwd=ROOT, env=environment, check=False)
         suite = xml.etree.ElementTree.parse(found).getroot().find("testsuite")
     counts = {name: int(suite.get(name)) for name in ("tests", "skipped")}
     failed = int(suite.get("failures")) + int(suite.get("errors"))

@@ -36,8 +36,10 @@ RADII = np.array([0.75, 1.0, 0.85])
 HIDDEN = ("op", "size", "runs", "floor_ms")
 
 PROJECT_FLOPS, BLEND_FLOPS = 250, 20
-"""Per Gaussian, and per Gaussian and pixel that it covers; counted in splat.h and
-splat_tiles.h. The adjoint costs about twice as many."""
+"""About as many per Gaussian, and per Gaussian and pixel that it covers: estimates,
+ours, of what splat.h and splat_tiles.h cannot do without."""
+BACKWARD_SHARE = 3.0
+"""Forward and backward over forward alone, in arithmetic and in bytes; ours."""
 
 
 class Scene(NamedTuple):
@@ -97,8 +99,9 @@ def passes(
     }
 
 
-def floor_seconds(scene: Scene, about: dict[str, Any], *, backward: bool) -> float:
-    """The larger of the time for arithmetic and for memory, at the measured speeds.
+def floor_seconds(scene: Scene, about: dict[str, Any]) -> float:
+    """Of a forward pass: the larger of the times for arithmetic and for memory, at the
+    measured speeds.
 
     Every Gaussian is projected and read once, every pixel written once, and every
     visible Gaussian blended in all the pixels of its ellipse: what saturated pixels
@@ -119,7 +122,6 @@ def floor_seconds(scene: Scene, about: dict[str, Any], *, backward: bool) -> flo
     count, channels = scene.features.shape
     flops = PROJECT_FLOPS * count + (BLEND_FLOPS + 2 * (channels - 3)) * covered
     values = (11 + channels) * count + (1 + channels) * SIZE**2
-    flops, values = (3 * flops, 3 * values) if backward else (flops, values)
     return max(flops / about["gflops"], 4 * values / about["copy_gbs"]) / 1e9
 
 
@@ -139,11 +141,11 @@ def rows(about: dict[str, Any]) -> Iterator[timing.Row]:
                     backend=BACKEND.value,
                 )
                 steps = passes(scene, backend=BACKEND.value, capacity=capacity)
+                forward_ms = 1e3 * floor_seconds(scene, about)
                 for kind, step in steps.items():
                     figures = timing.measure(step, runs=RUNS.value, stages=stages)
-                    floor = 1e3 * floor_seconds(
-                        scene, about, backward=kind == "forward_backward"
-                    )
+                    share = 1.0 if kind == "forward" else BACKWARD_SHARE
+                    floor = share * forward_ms
                     yield {
                         "op": "splat",
                         "gaussians": count,

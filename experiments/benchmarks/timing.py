@@ -4,7 +4,6 @@ Every benchmark writes {"machine": {...}, "rows": [{"op", ..., "median_ms", "min
 "p90_ms", "cpu_ms"}]}.
 """
 
-import datetime
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ import numpy as np
 import rich.console
 import rich.table
 
+from geodiff_jax import reporting
 from geodiff_jax.render import ffi
 
 Row = Mapping[str, Any]
@@ -74,15 +74,15 @@ def machine() -> dict[str, Any]:
     product = jax.jit(lambda x: jnp.matmul(x, x, precision="highest"))
     block = jnp.ones(2**26, jnp.float32)
     copy = jax.jit(lambda x: x + 1.0)
+    run = reporting.manifest()
     return {
-        "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
+        "started": run["started"],
+        "git_revision": run["git_revision"],
+        **run["versions"],
+        **run["machine"],
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
         "instruction_set": _instruction_set(),
         "load": round(os.getloadavg()[0], 2),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
         "gflops": 2 * 1024**3 / _best(lambda: product(matrix)) / 1e9,
         "copy_gbs": 2 * block.nbytes / _best(lambda: copy(block)) / 1e9,
     }
@@ -117,7 +117,9 @@ def _best(step: Callable[[], Any], *, runs: int = 10) -> float:
 
 
 def _cpu_name() -> str:
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+    listing = pathlib.Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    for line in lines:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()

@@ -38,9 +38,10 @@ def hair_thickness(
 ) -> Float[np.ndarray, " v"]:
     """Metres of hair over each vertex along its normal; 0 off `hair_support`.
 
-    Measured where the support is seen edge-on, by walking to the matte's border;
-    between those vertices and their mirror images it is harmonic, and it rises from the
-    hairline. Negative where the photo's head is smaller than the fitted skull.
+    Measured where the support is seen edge-on, by walking to the matte's border, and
+    taken over to the mirror image. Elsewhere it is that of the measured vertex nearest
+    in height, smoothed, and rises from the hairline. Negative where the photo's head is
+    smaller than the fitted skull.
     """
     support = hair_support(head)
     scalp = np.asarray(head.regions["scalp"])

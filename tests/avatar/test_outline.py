@@ -78,18 +78,23 @@ def test_gaps_between_strands_do_not_thin_the_hair():
     np.testing.assert_allclose(slit, whole, atol=0.002)
 
 
-@pytest.mark.parametrize(("beside", "hangs"), [(0.25, True), (0.02, False)])
-def test_beside_the_neck_hair_counts_and_a_collar_does_not(beside, hangs):
+def seen_head():
+    """The built-in head, its camera, the pixels it covers, and its vertices' pixels."""
     head = procedural.load()
-    params = toy_head.params(head)
-    vertices = np.asarray(head_model.vertices(head, params))
+    vertices = np.asarray(head_model.vertices(head, toy_head.params(head)))
     camera = toy_head.camera(256)
     bare = mesh_rasterizer.rasterize(jnp.asarray(vertices), head.faces, camera)
     covered = np.asarray(bare.face) >= 0
+    pixels = np.asarray(camera.project(jnp.asarray(vertices))[0])
+    return head, vertices, camera, covered, pixels
+
+
+@pytest.mark.parametrize(("beside", "hangs"), [(0.25, True), (0.02, False)])
+def test_beside_the_neck_hair_counts_and_a_collar_does_not(beside, hangs):
+    head, vertices, camera, covered, pixels = seen_head()
     # 15 mm all around head and neck: hair above, that or cloth below.
     reach = 0.015 / toy_head.DISTANCE * float(camera.intrinsics[0])
     matte = (ndimage.distance_transform_edt(~covered) <= reach).astype(float)
-    pixels = np.asarray(camera.project(jnp.asarray(vertices))[0])
     ears = np.asarray(head.regions["left_ear"])
     image = np.full((256, 256, 3), 0.3)
     image[round(pixels[ears, 1].max()) :] = beside
@@ -120,13 +125,7 @@ def test_a_tight_frame_sees_the_same_hair():
 
 
 def test_hair_ends_behind_where_it_ends_beside():
-    head = procedural.load()
-    params = toy_head.params(head)
-    vertices = np.asarray(head_model.vertices(head, params))
-    camera = toy_head.camera(256)
-    bare = mesh_rasterizer.rasterize(jnp.asarray(vertices), head.faces, camera)
-    covered = np.asarray(bare.face) >= 0
-    pixels = np.asarray(camera.project(jnp.asarray(vertices))[0])
+    head, vertices, camera, covered, pixels = seen_head()
     ears = np.asarray(head.regions["left_ear"])
     # 20 mm of hair down to the ear lobes, a bare neck below.
     end = round(pixels[ears, 1].max())

@@ -26,13 +26,13 @@ def simd() -> list[str]:
     return ["-mavx2", "-mfma"] if "avx2" in ffi.instruction_sets() else []
 
 
-def build(folder: pathlib.Path, compiler: str, *flags: str) -> str:
+def build(folder: pathlib.Path, compiler: str, *flags: str, source=DRIVER) -> str:
     """The driver as compiled by `compiler`; skips by name without it."""
     if not shutil.which(compiler):
         pytest.skip(f"there is no {compiler}")
     program = str(folder / f"drive_{compiler}")
     command = [compiler, "-std=c++17", "-g", "-O1", "-isystem", jax.ffi.include_dir()]
-    command += [*flags, str(DRIVER), "-o", program, "-pthread"]
+    command += [*flags, str(source), "-o", program, "-pthread"]
     subprocess.run(command, check=True)
     return program
 
@@ -61,10 +61,7 @@ def test_the_driver_notices_what_it_is_for(tmp_path):
     wrong.write_text(
         text.replace("scene.num_gaussians = n;", "scene.num_gaussians = n + 1;")
     )
-    program = str(tmp_path / "wrong")
-    command = f"g++ -std=c++17 -g -O1 -fsanitize={MEMORY} -isystem".split()
-    command += [jax.ffi.include_dir(), str(wrong), "-o", program, "-pthread"]
-    subprocess.run(command, check=True)
+    program = build(tmp_path, "g++", *checks(MEMORY), source=wrong)
     done = subprocess.run([program, "5"], capture_output=True, text=True)
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
