@@ -25,6 +25,7 @@ struct Scene {
   const float *camera;      // (3, 4) camera_from_world.
   const float *intrinsics;  // fx, fy, cx, cy.
   const float *background;
+  const float *offsets;     // Per Gaussian, pixels added to its centre; may be null.
   int64_t num_gaussians, num_channels, width, height;
   float near;
   bool antialiased;
@@ -132,6 +133,10 @@ inline void ProjectChunk(const Scene& scene, const View<F>& view, int64_t begin,
       TileBox& box = bins->boxes[first + l];
       box = {0, 0, 0, 0, 0};
       Record& r = bins->records[first + l];
+      if (scene.offsets != nullptr) {
+        x[l] += scene.offsets[2 * (first + l)];
+        y[l] += scene.offsets[2 * (first + l) + 1];
+      }
       const Splat<float> lane = {x[l], y[l], z[l], a[l], b[l], c[l], opacity[l]};
       if (MakeRecord(lane, var_x[l], var_y[l], scene.intrinsics, scene.near, &r)) {
         box = FindTiles(scene, r, var_x[l], var_y[l]);

@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "batch.h"
+#include "splat_operands.h"
 #include "splat_tiles.h"
 
 namespace geodiff {
@@ -29,15 +29,17 @@ Pool<Workspace>& Workspaces() {
   return *pool;
 }
 
-// Gradients of one set of Gaussians, added to; and of one camera.
+// Gradients of one set of Gaussians, added to; and of one camera and its offsets.
 struct Gradients {
   float *means, *quaternions, *scales, *opacities, *features;
   float *camera, *intrinsics, *background;
+  float* offsets;  // Null where nobody asks.
 };
 
 void Forward(Parallel& parallel, const Scene& scene, Workspace& work, float* image,
-             float* alpha, float* depth) {
+             float* alpha, float* depth, bool* visible) {
   FillBins(parallel, scene, &work.bins);
+  for (int64_t i = 0; i < scene.num_gaussians; ++i) visible[i] = work.bins.Visible(i);
   StageClock clock;
   parallel.For(scene.tiles_x() * scene.tiles_y(), [&](int64_t i, int64_t worker) {
     ForwardTile(Tile(scene, work.bins, i, &work.tiles[worker]), image, alpha, depth);
@@ -122,6 +124,9 @@ void BackwardChunk(const Scene& scene, const View<F>& view, const Bins& bins,
       for (int k = 0; k < 4; ++k) out.quaternions[4 * i + k] += lane[3 + k][l];
       for (int k = 0; k < 3; ++k) out.scales[3 * i + k] += lane[7 + k][l];
       out.opacities[i] += lane[10][l];
+      for (int k = 0; k < 2 && out.offsets != nullptr; ++k) {
+        out.offsets[2 * i + k] = sums[k][l];
+      }
     }
   }
   StoreViewGradient(total, d_view_out);
@@ -168,53 +173,33 @@ void Backward(Parallel& parallel, const Scene& scene, const Cotangents& cotangen
   clock.Lap(kProjectAdjoint);
 }
 
-// The operands that forward and backward share.
-struct Operands {
-  Array means, quaternions, scales, opacities, features, cameras, intrinsics, background;
-  float near;
-  bool antialiased;
-
-  // Set of Gaussians number `set` of a batch with the given leading axes.
-  Scene Select(int64_t set, Dimensions lead, int64_t height, int64_t width) const {
-    const auto at = [&](const Array& array, size_t inner) {
-      return array.typed_data() + BroadcastOffset(set, lead, array.dimensions(), inner);
-    };
-    const size_t rank = features.dimensions().size();
-    Scene scene;
-    scene.means = at(means, 2);
-    scene.quaternions = at(quaternions, 2);
-    scene.scales = at(scales, 2);
-    scene.opacities = at(opacities, 1);
-    scene.features = at(features, 2);
-    scene.camera = at(cameras, 3);
-    scene.intrinsics = at(intrinsics, 2);
-    scene.background = at(background, 1);
-    scene.num_gaussians = features.dimensions()[rank - 2];
-    scene.num_channels = features.dimensions()[rank - 1];
-    scene.height = height;
-    scene.width = width;
-    scene.near = near;
-    scene.antialiased = antialiased;
-    return scene;
-  }
-
-  // Whether all shapes fit together, with `lead` leading axes.
-  bool Valid(size_t lead, int64_t num_cameras) const {
-    const auto fits = [&](const Array& array, std::initializer_list<int64_t> inner) {
-      const Dimensions d = array.dimensions();
-      return d.size() == lead + inner.size() &&
-             std::equal(inner.begin(), inner.end(), d.begin() + lead);
-    };
-    if (features.dimensions().size() != lead + 2) return false;
-    const int64_t n = features.dimensions()[lead], c = features.dimensions()[lead + 1];
-    return n < UINT32_MAX && fits(means, {n, 3}) && fits(quaternions, {n, 4}) &&
-           fits(scales, {n, 3}) && fits(opacities, {n}) && fits(background, {c}) &&
-           fits(cameras, {num_cameras, 3, 4}) && fits(intrinsics, {num_cameras, 4});
-  }
-};
-
-ffi::Error Misshapen() {
-  return ffi::Error::InvalidArgument("splat: operands do not fit; see kernels/README.md");
+// Set of Gaussians number `set` of a batch with the given leading axes, before one of
+// its cameras.
+Scene Select(const SplatOperands& operands, int64_t set, int64_t camera, Dimensions lead,
+             int64_t height, int64_t width, float near, bool antialiased) {
+  const auto at = [&](const Array& array, size_t inner) {
+    return array.typed_data() + BroadcastOffset(set, lead, array.dimensions(), inner);
+  };
+  const size_t rank = operands.features.dimensions().size();
+  Scene scene;
+  scene.means = at(operands.means, 2);
+  scene.quaternions = at(operands.quaternions, 2);
+  scene.scales = at(operands.scales, 2);
+  scene.opacities = at(operands.opacities, 1);
+  scene.features = at(operands.features, 2);
+  scene.camera = at(operands.cameras, 3) + camera * 12;
+  scene.intrinsics = at(operands.intrinsics, 2) + camera * 4;
+  scene.background = at(operands.background, 1);
+  scene.num_gaussians = operands.features.dimensions()[rank - 2];
+  scene.num_channels = operands.features.dimensions()[rank - 1];
+  scene.offsets = operands.has_offsets()
+                      ? at(operands.offsets, 3) + camera * scene.num_gaussians * 2
+                      : nullptr;
+  scene.height = height;
+  scene.width = width;
+  scene.near = near;
+  scene.antialiased = antialiased;
+  return scene;
 }
 
 ffi::Error OutOfMemory() {
@@ -224,10 +209,12 @@ ffi::Error OutOfMemory() {
 
 ffi::Error SplatForward(ffi::ThreadPool pool, Array means, Array quaternions,
                         Array scales, Array opacities, Array features, Array cameras,
-                        Array intrinsics, Array background, Result image, Result alpha,
-                        Result depth, float near, bool antialiased) {
-  const Operands operands = {means,   quaternions, scales,     opacities, features,
-                             cameras, intrinsics,  background, near,      antialiased};
+                        Array intrinsics, Array background, Array offsets, Result image,
+                        Result alpha, Result depth,
+                        ffi::ResultBuffer<ffi::PRED> visible, float near,
+                        bool antialiased) {
+  const SplatOperands operands = {means,   quaternions, scales,     opacities, features,
+                                  cameras, intrinsics,  background, offsets};
   const Dimensions shape = alpha->dimensions();
   if (shape.size() < 3) return Misshapen();
   const size_t lead = shape.size() - 3;
@@ -236,6 +223,7 @@ ffi::Error SplatForward(ffi::ThreadPool pool, Array means, Array quaternions,
   const int64_t num_channels = image->dimensions().back();
   if (!operands.Valid(lead, num_cameras)) return Misshapen();
   const bool has_depth = depth->element_count() == alpha->element_count();
+  std::fill_n(visible->typed_data(), visible->element_count(), false);
   Parallel parallel(pool);
   Pool<Workspace>::Lease lease(Workspaces());
   Workspace& work = *lease;
@@ -245,12 +233,12 @@ ffi::Error SplatForward(ffi::ThreadPool pool, Array means, Array quaternions,
   const int64_t num_images = Product(shape) == 0 ? 0 : Product(shape) / pixels;
   try {
     for (int64_t i = 0; i < num_images; ++i) {
-      Scene scene = operands.Select(i / num_cameras, shape.first(lead), height, width);
-      scene.camera += i % num_cameras * 12;
-      scene.intrinsics += i % num_cameras * 4;
+      const Scene scene = Select(operands, i / num_cameras, i % num_cameras,
+                                 shape.first(lead), height, width, near, antialiased);
       Forward(parallel, scene, work, image->typed_data() + i * pixels * num_channels,
               alpha->typed_data() + i * pixels,
-              has_depth ? depth->typed_data() + i * pixels : nullptr);
+              has_depth ? depth->typed_data() + i * pixels : nullptr,
+              visible->typed_data() + i * scene.num_gaussians);
     }
   } catch (const std::bad_alloc&) {
     return OutOfMemory();
@@ -260,13 +248,14 @@ ffi::Error SplatForward(ffi::ThreadPool pool, Array means, Array quaternions,
 
 ffi::Error SplatBackward(ffi::ThreadPool pool, Array means, Array quaternions,
                          Array scales, Array opacities, Array features, Array cameras,
-                         Array intrinsics, Array background, Array d_image,
-                         Array d_alpha, Array d_depth, Result d_means,
+                         Array intrinsics, Array background, Array offsets,
+                         Array d_image, Array d_alpha, Array d_depth, Result d_means,
                          Result d_quaternions, Result d_scales, Result d_opacities,
                          Result d_features, Result d_cameras, Result d_intrinsics,
-                         Result d_background, float near, bool antialiased) {
-  const Operands operands = {means,   quaternions, scales,     opacities, features,
-                             cameras, intrinsics,  background, near,      antialiased};
+                         Result d_background, Result d_offsets, float near,
+                         bool antialiased) {
+  const SplatOperands operands = {means,   quaternions, scales,     opacities, features,
+                                  cameras, intrinsics,  background, offsets};
   const Dimensions shape = d_alpha.dimensions();
   if (shape.size() < 3) return Misshapen();
   const size_t lead = shape.size() - 3;
@@ -276,7 +265,7 @@ ffi::Error SplatBackward(ffi::ThreadPool pool, Array means, Array quaternions,
   const Dimensions results = d_means->dimensions().first(lead);
   const bool has_depth = d_depth.element_count() == d_alpha.element_count();
   for (Result* result : {&d_means, &d_quaternions, &d_scales, &d_opacities, &d_features,
-                         &d_cameras, &d_intrinsics, &d_background}) {
+                         &d_cameras, &d_intrinsics, &d_background, &d_offsets}) {
     std::fill_n((*result)->typed_data(), (*result)->element_count(), 0.0f);
   }
   Parallel parallel(pool);
@@ -292,10 +281,9 @@ ffi::Error SplatBackward(ffi::ThreadPool pool, Array means, Array quaternions,
   try {
     for (int64_t set = 0; set < num_sets; ++set) {
       for (int64_t camera = 0; camera < num_cameras; ++camera) {
-        Scene scene = operands.Select(set, results, height, width);
+        const Scene scene = Select(operands, set, camera, results, height, width, near,
+                                   antialiased);
         const int64_t n = scene.num_gaussians, c = scene.num_channels;
-        scene.camera += camera * 12;
-        scene.intrinsics += camera * 4;
         const Cotangents cotangents = {
             at(d_image, set, 4) + camera * pixels * c,
             at(d_alpha, set, 3) + camera * pixels,
@@ -308,7 +296,10 @@ ffi::Error SplatBackward(ffi::ThreadPool pool, Array means, Array quaternions,
                                d_features->typed_data() + set * n * c,
                                d_cameras->typed_data() + view * 12,
                                d_intrinsics->typed_data() + view * 4,
-                               d_background->typed_data() + set * c};
+                               d_background->typed_data() + set * c,
+                               operands.has_offsets()
+                                   ? d_offsets->typed_data() + view * n * 2
+                                   : nullptr};
         Backward(parallel, scene, cotangents, work, out);
       }
     }
@@ -319,16 +310,7 @@ ffi::Error SplatBackward(ffi::ThreadPool pool, Array means, Array quaternions,
 }
 
 auto BindOperands() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Arg<Array>();
+  return SplatOperands::Bind(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>());
 }
 
 }  // namespace
@@ -347,6 +329,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(splat_forward, geodiff::SplatForward,
                                   .Ret<geodiff::Array>()
                                   .Ret<geodiff::Array>()
                                   .Ret<geodiff::Array>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::PRED>>()
                                   .Attr<float>("near")
                                   .Attr<bool>("antialiased"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(splat_backward, geodiff::SplatBackward,
@@ -354,6 +337,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(splat_backward, geodiff::SplatBackward,
                                   .Arg<geodiff::Array>()
                                   .Arg<geodiff::Array>()
                                   .Arg<geodiff::Array>()
+                                  .Ret<geodiff::Array>()
                                   .Ret<geodiff::Array>()
                                   .Ret<geodiff::Array>()
                                   .Ret<geodiff::Array>()

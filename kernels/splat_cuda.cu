@@ -16,54 +16,33 @@ using WordsOut = ffi::ResultBuffer<ffi::U32>;
 using CountsOut = ffi::ResultBuffer<ffi::S32>;
 using BytesOut = ffi::ResultBuffer<ffi::U8>;
 
-struct Operands {
-  Floats means, quaternions, scales, opacities, features, cameras, intrinsics,
-      background;
-
-  // Whether all shapes fit together, with `lead` leading axes.
-  bool Valid(size_t lead, int64_t num_cameras) const {
-    const auto fits = [&](const Floats& array, std::initializer_list<int64_t> inner) {
-      const Dimensions d = array.dimensions();
-      return d.size() == lead + inner.size() &&
-             std::equal(inner.begin(), inner.end(), d.begin() + lead);
-    };
-    if (lead > kMaxBatchAxes || features.dimensions().size() != lead + 2) return false;
-    const int64_t n = features.dimensions()[lead], c = features.dimensions()[lead + 1];
-    return fits(means, {n, 3}) && fits(quaternions, {n, 4}) && fits(scales, {n, 3}) &&
-           fits(opacities, {n}) && fits(background, {c}) &&
-           fits(cameras, {num_cameras, 3, 4}) && fits(intrinsics, {num_cameras, 4});
-  }
-
-  SplatProblem Problem(Dimensions lead, int64_t num_cameras, int64_t height,
-                       int64_t width, bool has_depth, float near,
-                       bool antialiased) const {
-    const auto batched = [&](const Floats& array, size_t inner) {
-      return Batched<float>(array.typed_data(), lead, array.dimensions(), inner);
-    };
-    SplatProblem p;
-    p.means = batched(means, 2);
-    p.quaternions = batched(quaternions, 2);
-    p.scales = batched(scales, 2);
-    p.opacities = batched(opacities, 1);
-    p.features = batched(features, 2);
-    p.cameras = batched(cameras, 3);
-    p.intrinsics = batched(intrinsics, 2);
-    p.background = batched(background, 1);
-    p.num_sets = Product(lead);
-    p.num_cameras = num_cameras;
-    p.num_gaussians = features.dimensions()[lead.size()];
-    p.num_channels = features.dimensions()[lead.size() + 1];
-    p.height = height;
-    p.width = width;
-    p.has_depth = has_depth;
-    p.near = near;
-    p.antialiased = antialiased;
-    return p;
-  }
-};
-
-ffi::Error Misshapen() {
-  return ffi::Error::InvalidArgument("splat: operands do not fit; see kernels/README.md");
+SplatProblem Problem(const SplatOperands& operands, Dimensions lead, int64_t num_cameras,
+                     int64_t height, int64_t width, bool has_depth, float near,
+                     bool antialiased) {
+  const auto batched = [&](const Floats& array, size_t inner) {
+    return Batched<float>(array.typed_data(), lead, array.dimensions(), inner);
+  };
+  SplatProblem p;
+  p.means = batched(operands.means, 2);
+  p.quaternions = batched(operands.quaternions, 2);
+  p.scales = batched(operands.scales, 2);
+  p.opacities = batched(operands.opacities, 1);
+  p.features = batched(operands.features, 2);
+  p.cameras = batched(operands.cameras, 3);
+  p.intrinsics = batched(operands.intrinsics, 2);
+  p.background = batched(operands.background, 1);
+  p.has_offsets = operands.has_offsets();
+  if (p.has_offsets) p.offsets = batched(operands.offsets, 3);
+  p.num_sets = Product(lead);
+  p.num_cameras = num_cameras;
+  p.num_gaussians = operands.features.dimensions()[lead.size()];
+  p.num_channels = operands.features.dimensions()[lead.size() + 1];
+  p.height = height;
+  p.width = width;
+  p.has_depth = has_depth;
+  p.near = near;
+  p.antialiased = antialiased;
+  return p;
 }
 
 // Numbers of pairs, slots and tiles must fit 31 bits, sets a grid's second axis.
@@ -81,22 +60,21 @@ ffi::Error OutOfRange() {
 
 ffi::Error SplatForward(Stream stream, Floats means, Floats quaternions, Floats scales,
                         Floats opacities, Floats features, Floats cameras,
-                        Floats intrinsics, Floats background, FloatsOut image,
-                        FloatsOut alpha, FloatsOut depth, CountsOut num_wanted,
-                        FloatsOut records, WordsOut slots, WordsOut owners,
-                        WordsOut entries, WordsOut tile_begin, WordsOut last,
-                        FloatsOut transmittance, BytesOut scratch, float near,
-                        bool antialiased) {
-  const Operands operands = {means,    quaternions, scales,     opacities,
-                             features, cameras,     intrinsics, background};
+                        Floats intrinsics, Floats background, Floats offsets,
+                        FloatsOut image, FloatsOut alpha, FloatsOut depth,
+                        CountsOut num_wanted, FloatsOut records, WordsOut slots,
+                        WordsOut owners, WordsOut entries, WordsOut tile_begin,
+                        WordsOut last, FloatsOut transmittance, BytesOut scratch,
+                        float near, bool antialiased) {
+  const SplatOperands operands = {means,   quaternions, scales,     opacities, features,
+                                  cameras, intrinsics,  background, offsets};
   const Dimensions shape = alpha->dimensions();
   if (shape.size() < 3) return Misshapen();
   const size_t lead = shape.size() - 3;
-  if (!operands.Valid(lead, shape[lead])) return Misshapen();
+  if (lead > kMaxBatchAxes || !operands.Valid(lead, shape[lead])) return Misshapen();
   const bool has_depth = depth->element_count() == alpha->element_count();
-  const SplatProblem p =
-      operands.Problem(shape.first(lead), shape[lead], shape[lead + 1], shape[lead + 2],
-                       has_depth, near, antialiased);
+  const SplatProblem p = Problem(operands, shape.first(lead), shape[lead], shape[lead + 1],
+                                 shape[lead + 2], has_depth, near, antialiased);
   const int64_t capacity = entries->element_count();
   if (TooLarge(p, capacity)) return OutOfRange();
   if (p.num_sets == 0) return ffi::Error::Success();
@@ -136,30 +114,31 @@ ffi::Error SplatForward(Stream stream, Floats means, Floats quaternions, Floats 
 
 ffi::Error SplatBackward(Stream stream, Floats means, Floats quaternions, Floats scales,
                          Floats opacities, Floats features, Floats cameras,
-                         Floats intrinsics, Floats background, Floats records,
-                         Words slots, Words owners, Words entries, Words tile_begin,
-                         Words last, Floats transmittance, Floats d_image,
-                         Floats d_alpha, Floats d_depth, FloatsOut d_means,
+                         Floats intrinsics, Floats background, Floats offsets,
+                         Floats records, Words slots, Words owners, Words entries,
+                         Words tile_begin, Words last, Floats transmittance,
+                         Floats d_image, Floats d_alpha, Floats d_depth,
+                         FloatsOut d_means,
                          FloatsOut d_quaternions, FloatsOut d_scales,
                          FloatsOut d_opacities, FloatsOut d_features,
                          FloatsOut d_cameras, FloatsOut d_intrinsics,
-                         FloatsOut d_background, BytesOut scratch, float near,
-                         bool antialiased) {
-  const Operands operands = {means,    quaternions, scales,     opacities,
-                             features, cameras,     intrinsics, background};
+                         FloatsOut d_background, FloatsOut d_offsets,
+                         BytesOut scratch, float near, bool antialiased) {
+  const SplatOperands operands = {means,   quaternions, scales,     opacities, features,
+                                  cameras, intrinsics,  background, offsets};
   const Dimensions shape = d_alpha.dimensions();
   if (shape.size() < 3) return Misshapen();
   const size_t lead = shape.size() - 3;
   const int64_t num_cameras = shape[lead];
-  if (!operands.Valid(lead, num_cameras) || d_means->dimensions().size() != lead + 2 ||
-      last.dimensions().size() != lead + 3) {
+  if (lead > kMaxBatchAxes || !operands.Valid(lead, num_cameras) ||
+      d_means->dimensions().size() != lead + 2 || last.dimensions().size() != lead + 3) {
     return Misshapen();
   }
   const Dimensions sets = d_means->dimensions().first(lead);
   const Dimensions list_sets = last.dimensions().first(lead);
   const bool has_depth = d_depth.element_count() == d_alpha.element_count();
-  SplatProblem p = operands.Problem(sets, num_cameras, shape[lead + 1], shape[lead + 2],
-                                    has_depth, near, antialiased);
+  SplatProblem p = Problem(operands, sets, num_cameras, shape[lead + 1], shape[lead + 2],
+                           has_depth, near, antialiased);
   const int64_t num_sets = p.num_sets, capacity = entries.element_count();
   if (TooLarge(p, capacity)) return OutOfRange();
   // The lists are those of one forward call, whole; or of some axes of the batch only,
@@ -183,7 +162,8 @@ ffi::Error SplatBackward(Stream stream, Floats means, Floats quaternions, Floats
   const SplatGradients out = {d_means->typed_data(),     d_quaternions->typed_data(),
                               d_scales->typed_data(),    d_opacities->typed_data(),
                               d_features->typed_data(),  d_cameras->typed_data(),
-                              d_intrinsics->typed_data(), d_background->typed_data()};
+                              d_intrinsics->typed_data(), d_background->typed_data(),
+                              d_offsets->typed_data()};
   const int64_t turns = num_sets == 0 ? 0 : together ? 1 : num_sets;
   for (int64_t turn = 0; turn < turns; ++turn) {
     // A list set's number, from its batch's axes.
@@ -194,16 +174,7 @@ ffi::Error SplatBackward(Stream stream, Floats means, Floats quaternions, Floats
 }
 
 auto BindOperands() {
-  return ffi::Ffi::Bind()
-      .Ctx<StreamContext>()
-      .Arg<Floats>()
-      .Arg<Floats>()
-      .Arg<Floats>()
-      .Arg<Floats>()
-      .Arg<Floats>()
-      .Arg<Floats>()
-      .Arg<Floats>()
-      .Arg<Floats>();
+  return SplatOperands::Bind(ffi::Ffi::Bind().Ctx<StreamContext>());
 }
 
 }  // namespace
@@ -238,6 +209,7 @@ GEODIFF_DEVICE_HANDLER(splat_backward_cuda, geodiff::SplatBackward,
                            .Arg<geodiff::Floats>()
                            .Arg<geodiff::Floats>()
                            .Arg<geodiff::Floats>()
+                           .Ret<geodiff::Floats>()
                            .Ret<geodiff::Floats>()
                            .Ret<geodiff::Floats>()
                            .Ret<geodiff::Floats>()

@@ -9,8 +9,8 @@
 #ifndef GEODIFF_JAX_KERNELS_SPLAT_CUDA_H_
 #define GEODIFF_JAX_KERNELS_SPLAT_CUDA_H_
 
-#include "batch.h"
 #include "device.h"
+#include "splat_operands.h"
 #include "splat_record.h"
 
 namespace geodiff {
@@ -18,9 +18,10 @@ namespace geodiff {
 struct SplatProblem {
   Batched<float> means, quaternions, scales, opacities, features, cameras, intrinsics,
       background;  // One item is a set's.
+  Batched<float> offsets;  // (cameras, Gaussians, 2) pixels, if has_offsets.
   int64_t num_sets, num_cameras, num_gaussians, num_channels, width, height;
   float near;
-  bool antialiased, has_depth;
+  bool antialiased, has_depth, has_offsets;
 
   GEODIFF_HD int64_t num_views() const { return num_sets * num_cameras; }
   GEODIFF_HD int64_t num_pairs() const { return num_views() * num_gaussians; }

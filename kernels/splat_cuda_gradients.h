@@ -15,7 +15,7 @@ constexpr int kGathered = 8;      // Of a pair: moments, depth, padding.
 // Gradients of the operands, set by set.
 struct SplatGradients {
   float *means, *quaternions, *scales, *opacities, *features, *cameras, *intrinsics,
-      *background;
+      *background, *offsets;
 };
 
 // Scratch of the adjoint.
@@ -95,11 +95,14 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t list_pair =
         pair + range.first_list_set * p.num_cameras * p.num_gaussians;
     View<float> d_view = {};
+    float d_x = 0.0f, d_y = 0.0f;
     if (exists && lists.slots[2 * list_pair + 1] > 0) {
       const float* moments = gathered + pair * kGathered;
       const Record r = lists.records[list_pair];
       float d_record[kMoments];
       MomentsToGradients(r, r.x, r.y, moments, d_record);
+      d_x = d_record[0];
+      d_y = d_record[1];
       const Splat<float> d = {d_record[0],
                               d_record[1],
                               p.has_depth ? moments[kMoments] : 0.0f,
@@ -113,6 +116,12 @@ __global__ void __launch_bounds__(kThreads)
       const Splat<float> splat = Project(g, view, p.antialiased, &projection);
       AddGaussian(
           ProjectAdjoint(g, view, p.antialiased, projection, splat, d, &d_view), &sum);
+    }
+    if (exists && p.has_offsets) {
+      const int64_t skipped = range.first_set * p.num_cameras * p.num_gaussians;
+      float* to = out.offsets + 2 * (skipped + pair);
+      to[0] = d_x;
+      to[1] = d_y;
     }
     float entries[kViewEntries];
     for (int i = 0; i < 3; ++i) {

@@ -73,8 +73,13 @@ __global__ void ProjectPairs(SplatProblem p, SplatLists lists, ListScratch scrat
   const Gaussian<float> g =
       LoadGaussian(p, view / p.num_cameras, pair % p.num_gaussians);
   Projection<float> projection;
-  const Splat<float> splat =
-      Project(g, LoadView(p, view), p.antialiased, &projection);
+  Splat<float> splat = Project(g, LoadView(p, view), p.antialiased, &projection);
+  if (p.has_offsets) {
+    const float* offset = p.offsets.At(view / p.num_cameras) +
+                          2 * (pair % (p.num_cameras * p.num_gaussians));
+    splat.x += offset[0];
+    splat.y += offset[1];
+  }
   Record record;
   uint32_t key = kNoDepth, count = 0;
   if (MakeRecord(splat, projection.var_x + kBlur, projection.var_y + kBlur,

@@ -187,3 +187,26 @@ def uncovered(
     pixels = np.stack([columns + 0.5, rows + 0.5], axis=1)
     reach = distance[rows, columns] * depth[row, column] / float(camera.intrinsics[0])
     return pixels, depth[row, column], reach, face[row, column]
+
+
+def cloth(
+    head: head_model.HeadModel,
+    pixels: Float[np.ndarray, "n 2"],
+    face: Int[np.ndarray, " n"],
+    like_hair: Bool[np.ndarray, " n"],
+) -> Bool[np.ndarray, " n"]:
+    """Which of the pixels that `uncovered` found are collar or shoulder.
+
+    Those beside jaw and neck, lower than the ears, in connected parts of which less
+    than half has the colour of hair.
+    """
+    heights = np.asarray(head.template)[:, 1]
+    ears = np.asarray(head.regions["left_ear"]) | np.asarray(head.regions["right_ear"])
+    level = heights[ears].min() if ears.any() else -np.inf
+    low = heights[np.asarray(head.faces)[face]].mean(axis=1) < level
+    column, row = np.floor(pixels).astype(int).T
+    mask = np.zeros((row.max(initial=0) + 1, column.max(initial=0) + 1), bool)
+    mask[row[low], column[low]] = True
+    part = ndimage.label(mask)[0][row, column]
+    share = np.bincount(part, like_hair) / np.maximum(np.bincount(part), 1)
+    return low & (share[part] < 0.5)

@@ -5,6 +5,7 @@ conventions are gsplat 1.6's. This module needs jax and numpy only.
 """
 
 import functools
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -29,6 +30,8 @@ class Splat(NamedTuple):
     """(*b, h, w) metres along the camera's z axis, if asked for."""
     overflow: jax.Array
     """() bool: whether `capacity` left out Gaussians, the farthest first."""
+    visible: jax.Array
+    """(*b, n) bool: False only for Gaussians that are culled or off the image."""
 
 
 def splat(
@@ -37,6 +40,7 @@ def splat(
     camera: "cameras.Camera",
     *,
     background: jax.Array | None = None,
+    offsets: jax.Array | None = None,
     near: float = 0.01,
     antialiased: bool = False,
     depth: str | None = None,
@@ -59,6 +63,7 @@ def splat(
         width=camera.width,
         height=camera.height,
         background=background,
+        offsets=offsets,
         near=near,
         antialiased=antialiased,
         depth=depth,
@@ -79,6 +84,7 @@ def splat_arrays(
     width: int,
     height: int,
     background: jax.Array | None = None,
+    offsets: jax.Array | None = None,
     near: float = 0.01,
     antialiased: bool = False,
     depth: str | None = None,
@@ -98,6 +104,9 @@ def splat_arrays(
       width: of the images, pixels.
       height: of the images, pixels.
       background: (c,) what shows through; zeros by default.
+      offsets: (*b, n, 2) pixels added to the projected centres. Where zeros are given,
+        their gradient is what densification goes by (3DGS, Sec 5.2): its norm, summed
+        over the views in which a Gaussian is `visible`.
       near: Gaussians with centres at z < near are culled.
       antialiased: dims splats by what the blur of 0.3 px^2 adds to their area.
       depth: None, "accumulated" (sum of weight times z) or "expected" (that over
@@ -130,6 +139,10 @@ def splat_arrays(
         intrinsics=(intrinsics, (*camera_from_world.shape[:-2], 4)),
     )
     batch = intrinsics.shape[:-1]
+    if offsets is None:
+        offsets = jnp.zeros((*batch, 0, 2))  # The kernels take the hint.
+    else:
+        _check_shapes(offsets=(offsets, (*batch, means.shape[0], 2)))
     exact = means.dtype == jnp.float64 and backend not in ("cpu", "cuda")
     operands = [
         jnp.asarray(x, jnp.float64 if exact else jnp.float32)
@@ -142,6 +155,7 @@ def splat_arrays(
             camera_from_world.reshape(-1, 3, 4),
             intrinsics.reshape(-1, 4),
             background,
+            offsets.reshape(math.prod(batch), offsets.shape[-2], 2),
         )
     ]
     sizes = (means.shape[0], operands[5].shape[0], width, height)
@@ -154,14 +168,16 @@ def splat_arrays(
         width, height, float(near), antialiased, depth is not None, capacity
     )
     if exact or backend == "reference":
-        image, alpha, weighted, wanted = _reference(options, *operands)
+        outputs = _reference(options, *operands)
     else:
-        image, alpha, weighted, wanted = _splat(options, backend, *operands)
+        outputs = _splat(options, backend, *operands)
+    image, alpha, weighted, visible, wanted = outputs
     return Splat(
         image.reshape(*batch, height, width, features.shape[1]),
         alpha.reshape(*batch, height, width),
         _depth(weighted, alpha, depth, (*batch, height, width)),
         wanted > capacity,
+        visible.reshape(*batch, means.shape[0]),
     )
 
 
@@ -199,8 +215,8 @@ def required_capacity(
       margin: room to grow, a factor.
       backend: as there.
     """
+    views = math.prod(intrinsics.shape[:-1])
     if "cuda" not in ffi.implementations(backend).values():
-        views = int(np.prod(intrinsics.shape[:-1], dtype=int))
         return splatting_kernels.default_capacity(means.shape[0], views, width, height)
     options = splatting_kernels.Options(
         width, height, float(near), antialiased, False, 1
@@ -216,9 +232,10 @@ def required_capacity(
             camera_from_world.reshape(-1, 3, 4),
             intrinsics.reshape(-1, 4),
             jnp.zeros(0),
+            jnp.zeros((views, 0, 2)),
         )
     ]
-    wanted = _splat(options, backend, *operands)[3]
+    wanted = _splat(options, backend, *operands)[4]
     return max(1, int(np.ceil(int(wanted) * margin)))
 
 
@@ -293,7 +310,7 @@ _splat.defvjp(_forward_rule, _backward_rule)
 def _reference(
     options: splatting_kernels.Options, *operands: jax.Array
 ) -> splatting_kernels.Outputs:
-    image, alpha, depth = splatting_reference.splat(
+    image, alpha, depth, visible = splatting_reference.splat(
         *operands,
         width=options.width,
         height=options.height,
@@ -301,7 +318,7 @@ def _reference(
         antialiased=options.antialiased,
     )
     depth = depth if options.has_depth else depth[:, :0, :0]
-    return image, alpha, depth, jnp.zeros((), jnp.int32)
+    return image, alpha, depth, visible, jnp.zeros((), jnp.int32)
 
 
 def _backward_reference(

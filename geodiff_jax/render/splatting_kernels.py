@@ -13,8 +13,8 @@ from geodiff_jax.render import ffi
 
 _TILE = 16  # Pixels along a side of the CUDA kernels' tiles.
 
-# Image, alpha, depth (empty if nobody asked), and the capacity wanted.
-Outputs = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+# Image, alpha, depth (empty if nobody asked), visible, and the capacity wanted.
+Outputs = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Options(NamedTuple):
@@ -47,14 +47,15 @@ def _output_shapes(
 
 def forward_cpu(options: Options, *operands: jax.Array) -> Outputs:
     """Outputs of the CPU kernel, which wants no capacity."""
-    image, alpha, depth = ffi.call(
+    seen = (operands[5].shape[0], operands[0].shape[0])
+    image, alpha, depth, visible = ffi.call(
         "splat_forward",
-        _output_shapes(options, operands),
+        [*_output_shapes(options, operands), jax.ShapeDtypeStruct(seen, jnp.bool_)],
         *operands,
         near=np.float32(options.near),
         antialiased=options.antialiased,
     )
-    return image, alpha, depth, jnp.zeros((), jnp.int32)
+    return image, alpha, depth, visible, jnp.zeros((), jnp.int32)
 
 
 def backward_cpu(
@@ -121,7 +122,8 @@ def forward_cuda(
         near=np.float32(options.near),
         antialiased=options.antialiased,
     )
-    return (image, alpha, depth, wanted), tuple(lists)
+    visible = lists[1][..., 1] > 0
+    return (image, alpha, depth, visible, wanted), tuple(lists)
 
 
 def backward_cuda(

@@ -49,32 +49,35 @@ def splat(
     cameras: jax.Array,
     intrinsics: jax.Array,
     background: jax.Array,
+    offsets: jax.Array,
     *,
     width: int,
     height: int,
     near: float,
     antialiased: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Image (b, h, w, c), alpha and accumulated depth (b, h, w), one per camera.
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Image (b, h, w, c), alpha and accumulated depth (b, h, w), visible (b, n).
 
-    Cameras (b, 3, 4) and intrinsics (b, 4); the rest as `splatting.splat_arrays`.
+    Cameras (b, 3, 4), intrinsics (b, 4), and offsets (b, n, 2) or (b, 0, 2) for none;
+    the rest as `splatting.splat_arrays`.
     """
 
-    def render(camera: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def render(view: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         projected = project(
             means,
             quaternions,
             scales,
             opacities,
-            *camera,
+            *view,
             width=width,
             height=height,
             near=near,
             antialiased=antialiased,
         )
-        return blend(projected, features, background, width=width, height=height)
+        blended = blend(projected, features, background, width=width, height=height)
+        return *blended, projected.visible
 
-    return jax.lax.map(render, (cameras, intrinsics))
+    return jax.lax.map(render, (cameras, intrinsics, offsets))
 
 
 def project(
@@ -84,14 +87,20 @@ def project(
     opacities: jax.Array,
     camera: jax.Array,
     intrinsics: jax.Array,
+    offsets: jax.Array | None = None,
     *,
     width: int,
     height: int,
     near: float,
     antialiased: bool,
 ) -> Projected:
-    """EWA projection with gsplat 1.6's conventions; camera (3, 4), intrinsics (4,)."""
-    given = (means, quaternions, scales, opacities, camera, intrinsics)
+    """EWA projection with gsplat 1.6's conventions; camera (3, 4), intrinsics (4,).
+
+    Offsets (n, 2) are added to the centres; None or empty ones are not.
+    """
+    if offsets is None or offsets.size == 0:
+        offsets = jnp.zeros((means.shape[0], 2), means.dtype)
+    given = (means, quaternions, scales, opacities, camera, intrinsics, offsets)
     attempt = functools.partial(
         _project, size=(width, height), near=near, antialiased=antialiased
     )
@@ -106,6 +115,7 @@ def project(
         jnp.where(visible, opacities, 0.5),
         jnp.where(some, camera, 0.0),
         jnp.where(some, intrinsics, 1.0),
+        jnp.where(each, offsets, 0.0),
     )
     return attempt(*safe, visible)
 
@@ -117,6 +127,7 @@ def _project(
     opacities: jax.Array,
     camera: jax.Array,
     intrinsics: jax.Array,
+    offsets: jax.Array,
     known_visible: jax.Array | None,
     *,
     size: tuple[int, int],
@@ -150,7 +161,7 @@ def _project(
         above = ratio > MIN_COMPENSATION**2
         root = jnp.sqrt(jnp.where(above, ratio, 1.0))
         opacities = opacities * jnp.where(above, root, MIN_COMPENSATION)
-    pixels = focal * slope + centre
+    pixels = focal * slope + centre + offsets
     depths = z[:, 0]
     if known_visible is not None:
         return Projected(pixels, conics, depths, opacities, known_visible)
@@ -159,6 +170,12 @@ def _project(
     visible &= jnp.all(jnp.abs(pixels) < 1e30, -1) & (var_x < 1e30) & (var_y < 1e30)
     visible &= jnp.all(focal != 0)
     visible &= jnp.isfinite(conics[:, 1]) & (conics[:, 0] > 0) & (conics[:, 2] > 0)
+    # Where alpha reaches 1/255, with some slack, the box of pixel centres begins.
+    reach = 1.002 * jnp.log(opacities / MIN_ALPHA) + 0.001
+    variances = jnp.stack([var_x, var_y], -1) + BLUR
+    extent = 1.0001 * jnp.sqrt(2.0 * reach[:, None] * variances) + 0.001
+    on_image = (pixels + extent >= 0.5) & (pixels - extent <= end - 0.5)
+    visible &= jnp.all(on_image, -1)
     return Projected(pixels, conics, depths, opacities, visible)
 
 

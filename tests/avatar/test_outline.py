@@ -140,3 +140,19 @@ def test_hair_ends_behind_where_it_ends_beside():
     assert above.sum() > 100 and below.sum() > 20
     assert np.median(thickness[above]) > 0.015
     assert np.median(thickness[below]) < 0.006
+
+
+@pytest.mark.parametrize(("hair_share", "is_cloth"), [(0.3, True), (0.7, False)])
+def test_cloth_is_whole_parts_below_the_ears(hair_share, is_cloth):
+    """Some of a collar may look like hair, and the other way round."""
+    head, vertices, camera, covered, pixels = seen_head()
+    reach = 0.03 / toy_head.DISTANCE * float(camera.intrinsics[0])
+    region = ndimage.distance_transform_edt(~covered) <= reach
+    place, _, _, face = outline.uncovered(head, vertices, camera, region)
+    like_hair = np.random.default_rng(0).uniform(size=len(face)) < hair_share
+    found = outline.cloth(head, place, face, like_hair)
+    ears = pixels[np.asarray(head.regions["left_ear"]), 1].max()
+    assert not found[place[:, 1] < ears - 4].any()
+    below = place[:, 1] > ears + reach  # Nearer, the ears are the outline.
+    assert below.sum() > 100
+    assert (found[below] == is_cloth).all()

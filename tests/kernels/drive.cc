@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <queue>
 #include <random>
 #include <string>
@@ -163,7 +164,8 @@ bool Same(const std::vector<float>& a, const std::vector<float>& b) {
 
 struct SplatResults {
   std::vector<float> image, alpha, depth, means, quaternions, scales, opacities;
-  std::vector<float> features, camera, intrinsics, background;
+  std::vector<float> features, camera, intrinsics, background, offsets;
+  std::vector<float> visible;  // 0 or 1.
 };
 
 SplatResults RunSplat(FakePool& threads, const Scene& scene, bool has_depth,
@@ -174,19 +176,23 @@ SplatResults RunSplat(FakePool& threads, const Scene& scene, bool has_depth,
   SplatResults r = {zeros(pixels * channels), zeros(pixels), zeros(pixels),
                     zeros(3 * n),             zeros(4 * n),  zeros(3 * n),
                     zeros(n),                 zeros(n * channels), zeros(12),
-                    zeros(4),                 zeros(channels)};
+                    zeros(4),                 zeros(channels),
+                    zeros(scene.offsets != nullptr ? 2 * n : 0), zeros(n)};
+  const std::unique_ptr<bool[]> visible(new bool[n]);
   Parallel parallel(threads.pool());
   Workspace work;
   work.tiles = std::vector<TileScratch>(parallel.num_workers());
   Forward(parallel, scene, work, r.image.data(), r.alpha.data(),
-          has_depth ? r.depth.data() : nullptr);
+          has_depth ? r.depth.data() : nullptr, visible.get());
+  std::copy(visible.get(), visible.get() + n, r.visible.begin());
   const float* d_image = weights.data();
   const float* d_alpha = d_image + pixels * channels;
   const Cotangents cotangents = {d_image, d_alpha,
                                  has_depth ? d_alpha + pixels : nullptr};
   const Gradients out = {r.means.data(),      r.quaternions.data(), r.scales.data(),
                          r.opacities.data(),  r.features.data(),    r.camera.data(),
-                         r.intrinsics.data(), r.background.data()};
+                         r.intrinsics.data(), r.background.data(),
+                         scene.offsets != nullptr ? r.offsets.data() : nullptr};
   Backward(parallel, scene, cotangents, work, out);
   return r;
 }
@@ -206,15 +212,16 @@ void Print() {
   const auto weights = values(width * height * (channels + 2), -1, 1);
   const float camera[12] = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3};
   const float intrinsics[4] = {50, 52, 22, 19};
+  const auto offsets = values(2 * n, -2, 2);
   const Scene scene = {means.data(),     quaternions.data(), scales.data(),
                        opacities.data(), features.data(),    camera,
-                       intrinsics,       background.data(),  n,
-                       channels,         width,              height,
-                       0.01f,            true};
+                       intrinsics,       background.data(),  offsets.data(),
+                       n,                channels,           width,
+                       height,           0.01f,              true};
   const SplatResults r = RunSplat(FourThreads(), scene, true, weights);
   for (const auto* result : {&r.image, &r.alpha, &r.depth, &r.means, &r.quaternions,
                              &r.scales, &r.opacities, &r.features, &r.camera,
-                             &r.intrinsics, &r.background}) {
+                             &r.intrinsics, &r.background, &r.offsets, &r.visible}) {
     for (const float x : *result) std::printf("%.9g ", x);
     std::printf("\n");
   }
@@ -239,6 +246,7 @@ void DriveSplat(Bytes bytes) {
   const float size = static_cast<float>(scene.width);
   std::vector<float> camera = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3};
   std::vector<float> intrinsics = {size, size, size / 2, scene.height / 2.0f};
+  const std::vector<float> offsets = bytes.Values(2 * n, 2.0f);
   if (bytes.Next() >= 200) camera[bytes.UpTo(11)] = bytes.Value(1.0f);
   if (bytes.Next() >= 200) intrinsics[bytes.UpTo(3)] = bytes.Value(size);
   scene.means = means.data();
@@ -247,6 +255,7 @@ void DriveSplat(Bytes bytes) {
   scene.opacities = opacities.data();
   scene.features = features.data();
   scene.background = background.data();
+  scene.offsets = bytes.Next() & 1 ? offsets.data() : nullptr;
   scene.camera = camera.data();
   scene.intrinsics = intrinsics.data();
   const std::vector<float> weights(
@@ -258,7 +267,8 @@ void DriveSplat(Bytes bytes) {
       !Same(r.quaternions, again.quaternions) || !Same(r.scales, again.scales) ||
       !Same(r.opacities, again.opacities) || !Same(r.features, again.features) ||
       !Same(r.camera, again.camera) || !Same(r.intrinsics, again.intrinsics) ||
-      !Same(r.background, again.background)) {
+      !Same(r.background, again.background) || !Same(r.offsets, again.offsets) ||
+      !Same(r.visible, again.visible)) {
     Fail("results depend on the number of threads");
   }
   if (!Finite(r.alpha.data(), r.alpha.size())) Fail("alpha is not finite");
@@ -268,15 +278,22 @@ void DriveSplat(Bytes bytes) {
     Fail("the image of finite features is not finite");
   }
   for (int64_t i = 0; i < n; ++i) {
-    if (Finite(&means[3 * i], 3) && Finite(&quaternions[4 * i], 4) &&
-        Finite(&scales[3 * i], 3) && Finite(&opacities[i], 1)) {
-      continue;
-    }
+    const bool finite = Finite(&means[3 * i], 3) && Finite(&quaternions[4 * i], 4) &&
+                        Finite(&scales[3 * i], 3) && Finite(&opacities[i], 1) &&
+                        (scene.offsets == nullptr || Finite(&offsets[2 * i], 2));
+    if (!finite && r.visible[i] != 0.0f) Fail("what is not finite is visible");
+    if (r.visible[i] != 0.0f) continue;
     float sum = std::abs(r.opacities[i]);
     for (int k = 0; k < 3; ++k) sum += std::abs(r.means[3 * i + k]);
     for (int k = 0; k < 4; ++k) sum += std::abs(r.quaternions[4 * i + k]);
     for (int k = 0; k < 3; ++k) sum += std::abs(r.scales[3 * i + k]);
-    if (sum != 0.0f) Fail("a Gaussian that is not finite has a gradient");
+    for (int64_t c = 0; c < scene.num_channels; ++c) {
+      sum += std::abs(r.features[i * scene.num_channels + c]);
+    }
+    if (scene.offsets != nullptr) {
+      sum += std::abs(r.offsets[2 * i]) + std::abs(r.offsets[2 * i + 1]);
+    }
+    if (sum != 0.0f) Fail("a Gaussian that is not visible has a gradient");
   }
 }
 

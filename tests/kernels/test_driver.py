@@ -91,7 +91,7 @@ def test_another_processor_agrees_to_rounding(tmp_path):
         [np.array(line.split(), float) for line in text.stdout.splitlines()]
         for text in texts
     )
-    assert len(found) == 11
+    assert len(found) == 13
     for ours, theirs in zip(found, expected, strict=True):
         assert np.linalg.norm(theirs) > 0
         assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)

@@ -65,10 +65,10 @@ def render(arrays, backend="cpu", *, width=40, height=40, **options):
 def _render_with_gradients(arrays, cotangents, options):
     def outputs(arrays):
         result = splatting.splat_arrays(**arrays, **dict(options))
-        return [x for x in result[:3] if x is not None], result.overflow
+        return [x for x in result[:3] if x is not None], result[3:]
 
-    found, pullback, overflow = jax.vjp(outputs, arrays, has_aux=True)
-    return found, overflow, pullback(cotangents)[0]
+    found, pullback, rest = jax.vjp(outputs, arrays, has_aux=True)
+    return found, rest, pullback(cotangents)[0]
 
 
 def render_with_gradients(arrays, backend="cpu", *, width=40, height=40, **options):
@@ -81,8 +81,8 @@ def render_with_gradients(arrays, backend="cpu", *, width=40, height=40, **optio
     options |= {"width": width, "height": height, "backend": backend}
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
     found = _render_with_gradients(arrays, cotangents, tuple(options.items()))
-    outputs, overflow, gradients = jax.device_get(found)
-    return splatting.Splat(*outputs, *[None] * (3 - count), overflow), gradients
+    outputs, rest, gradients = jax.device_get(found)
+    return splatting.Splat(*outputs, *[None] * (3 - count), *rest), gradients
 
 
 def settle(arrays, width, height, *, antialiased):
@@ -100,7 +100,7 @@ def settle(arrays, width, height, *, antialiased):
             near=0.01,
             antialiased=antialiased,
         )
-        means, conics, depths, opacities, _ = jax.device_get(projected)
+        means, conics, depths, opacities, visible = jax.device_get(projected)
     y, x = np.divmod(np.arange(width * height), width)
     for i in range(len(depths)):
         dx, dy = x + 0.5 - means[i, 0], y + 0.5 - means[i, 1]
@@ -108,7 +108,8 @@ def settle(arrays, width, height, *, antialiased):
         sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
         if np.abs(np.log(255 * opacities[i]) - sigma).min() < 1e-5:
             arrays["opacities"][i] = 0.0
-    order = np.argsort(depths)
+    order = np.flatnonzero(visible)
+    order = order[np.argsort(depths[order])]
     gaps = np.diff(depths[order]) / depths[order][1:]
     arrays["opacities"][order[1:][gaps < 1e-6]] = 0.0
     assert (arrays["opacities"] > 0).mean() > 0.9
@@ -469,6 +470,63 @@ def test_gradient_of_a_camera_batch_is_the_sum_over_cameras(backend):
         assert relative(together[name], expected) < 1e-6, name
 
 
+@each_backend
+def test_offsets_move_centres_and_their_gradient_is_the_screen_gradient(backend):
+    """By one vector they move the principal point; and so do their gradients' sums."""
+    arrays = {n: jnp.asarray(x) for n, x in scene(30, 2).items()}
+    arrays["means"] *= 0.6  # Where the Jacobian is clamped the lens matters more.
+    pose, lens = arrays.pop("camera_from_world"), arrays.pop("intrinsics")
+    poses = jnp.stack([pose, pose.at[2, 3].add(0.7)])
+    shift = jnp.asarray([[3.0, -1.5], [0.25, 2.0]])
+    offsets = jnp.broadcast_to(shift[:, None], (2, 30, 2))
+
+    def loss(offsets, lenses, poses):
+        found = splatting.splat_arrays(
+            **arrays,
+            camera_from_world=poses,
+            intrinsics=lenses,
+            offsets=offsets,
+            width=40,
+            height=40,
+            backend=backend,
+        )
+        return jnp.sum(jnp.sin(found.image)) + jnp.sum(found.alpha**2), found.image
+
+    lenses = jnp.stack([lens] * 2)
+    both = quick_jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (_, image), (d_offsets, d_lenses) = both(offsets, lenses, poses)
+    moved = lenses.at[:, 2:].add(shift)
+    (_, expected), _ = both(jnp.zeros_like(offsets), moved, poses)
+    np.testing.assert_allclose(image, expected, atol=2e-5)
+    assert relative(d_offsets.sum(axis=1), d_lenses[:, 2:]) < 1e-4
+    mapped = quick_jit(jax.vmap(jax.grad(loss, has_aux=True)))
+    one_by_one, _ = mapped(offsets, lenses, poses)
+    assert relative(one_by_one, d_offsets) < 1e-5
+
+
+@each_backend
+def test_what_shows_is_visible_and_what_is_not_visible_has_no_gradient(backend):
+    arrays = scene(300)
+    arrays["means"] *= [2.5, 2.5, 6.0]  # Many beside and behind the camera.
+    arrays["opacities"][::7] = 0.003
+    found, gradients = render_with_gradients(arrays, backend)
+    drawn = {name: jnp.asarray(array) for name, array in arrays.items()}
+
+    def total(features):
+        return splatting.splat_arrays(
+            **(drawn | {"features": features}), width=40, height=40, backend=backend
+        ).image.sum()
+
+    shows = np.asarray(quick_jit(jax.grad(total))(drawn["features"]))[:, 0] != 0
+    assert found.visible.shape == (300,)
+    assert shows.sum() > 30
+    assert not (shows & ~found.visible).any()
+    # It may promise a little too much, at corners of the image.
+    assert (found.visible & ~shows).sum() < 0.2 * shows.sum()
+    for name in NAMES[:5]:
+        assert not gradients[name][~found.visible].any(), name
+
+
 @each_kernel
 def test_vmap_over_gaussians_and_its_gradient_equal_a_loop(backend):
     """Sets of Gaussians before one shared pair of cameras."""
@@ -706,6 +764,8 @@ def test_wrong_arguments_are_named():
         render(arrays, "gpu")
     with pytest.raises(ValueError, match="depth"):
         render(arrays, depth="median")
+    with pytest.raises(ValueError, match=r"offsets of shape \(5, 2\), got \(1, 2\)"):
+        render(arrays | {"offsets": np.zeros((1, 2))})
 
 
 # Reproducible bits -----------------------------------------------------------------

@@ -1,0 +1,60 @@
+// What the handlers of splatting take, on CPUs and GPUs alike.
+
+#ifndef GEODIFF_JAX_KERNELS_SPLAT_OPERANDS_H_
+#define GEODIFF_JAX_KERNELS_SPLAT_OPERANDS_H_
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "batch.h"
+
+namespace geodiff {
+
+// Operands in the order of kernels/README.md, with leading axes.
+struct SplatOperands {
+  using Array = xla::ffi::Buffer<xla::ffi::F32>;
+  Array means, quaternions, scales, opacities, features, cameras, intrinsics, background,
+      offsets;
+
+  // Whether all shapes fit together, with `lead` leading axes.
+  bool Valid(size_t lead, int64_t num_cameras) const {
+    const auto fits = [&](const Array& array, std::initializer_list<int64_t> inner) {
+      const Dimensions d = array.dimensions();
+      return d.size() == lead + inner.size() &&
+             std::equal(inner.begin(), inner.end(), d.begin() + lead);
+    };
+    if (features.dimensions().size() != lead + 2) return false;
+    const int64_t n = features.dimensions()[lead], c = features.dimensions()[lead + 1];
+    return n < UINT32_MAX && fits(means, {n, 3}) && fits(quaternions, {n, 4}) &&
+           fits(scales, {n, 3}) && fits(opacities, {n}) && fits(background, {c}) &&
+           fits(cameras, {num_cameras, 3, 4}) && fits(intrinsics, {num_cameras, 4}) &&
+           (fits(offsets, {num_cameras, n, 2}) || fits(offsets, {num_cameras, 0, 2}));
+  }
+
+  // Offsets nobody asked for are empty.
+  bool has_offsets() const { return offsets.element_count() > 0; }
+
+  // Binds the operands, after `binding`'s contexts.
+  template <typename Binding>
+  static auto Bind(Binding binding) {
+    return std::move(binding)
+        .template Arg<Array>()
+        .template Arg<Array>()
+        .template Arg<Array>()
+        .template Arg<Array>()
+        .template Arg<Array>()
+        .template Arg<Array>()
+        .template Arg<Array>()
+        .template Arg<Array>()
+        .template Arg<Array>();
+  }
+};
+
+inline xla::ffi::Error Misshapen() {
+  return xla::ffi::Error::InvalidArgument(
+      "splat: operands do not fit; see kernels/README.md");
+}
+
+}  // namespace geodiff
+
+#endif  // GEODIFF_JAX_KERNELS_SPLAT_OPERANDS_H_
