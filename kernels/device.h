@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "host_device.h"
 #include "xla/ffi/api/ffi.h"
 
 #if defined(__CUDACC__)
@@ -45,7 +46,6 @@ inline xla::ffi::Error LastError() {
 }
 
 __device__ inline float Exp(float x) { return __expf(x); }  // Within 8 ulp above -6.
-__device__ inline uint32_t FloatBits(float x) { return __float_as_uint(x); }
 __device__ inline int LowestBit(unsigned bits) { return __ffs(bits) - 1; }
 
 }  // namespace geodiff

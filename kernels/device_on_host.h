@@ -169,11 +169,6 @@ inline void Fill(void* to, int byte, size_t bytes, Stream) {
 inline xla::ffi::Error LastError() { return xla::ffi::Error::Success(); }
 
 inline float Exp(float x) { return std::exp(x); }
-inline uint32_t FloatBits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return bits;
-}
 inline int LowestBit(unsigned bits) { return __builtin_ctz(bits); }
 
 }  // namespace geodiff

@@ -259,9 +259,8 @@ inline void FillBins(Parallel& parallel, const Scene& scene, Bins* bins) {
     const uint32_t count = CountTiles(bins->boxes[i]);
     if (count == 0) continue;
     num_pairs += count;
-    uint32_t depth_bits;
-    std::memcpy(&depth_bits, &bins->records[i].z, sizeof(depth_bits));
-    order[num_visible++] = uint64_t{depth_bits} << 32 | static_cast<uint32_t>(i);
+    const uint64_t depth = FloatBits(bins->records[i].z);  // In order: all are positive.
+    order[num_visible++] = depth << 32 | static_cast<uint32_t>(i);
     if (num_pairs > UINT32_MAX) throw std::bad_alloc();
   }
   slots[n] = static_cast<uint32_t>(num_pairs);

@@ -33,6 +33,7 @@ inline void StoreBlock(float* to, const Block& block) {
 
 struct TileScratch {
   Scratch<Record> records;         // Per entry of the tile.
+  Scratch<float> features;         // Per entry of the tile and channel.
   Scratch<uint16_t> masks;         // Blocks within reach, per entry.
   Scratch<uint32_t> list, kept;    // Entries of one block; those that blend.
   Scratch<float> alphas, weights;  // Per kept entry and pixel.
@@ -58,8 +59,7 @@ struct Tile {
         scratch(scratch) {}
 
   const float* Features(int64_t kept) const {
-    const uint32_t gaussian = entries[scratch->kept[kept]].gaussian;
-    return scene.features + gaussian * scene.num_channels;
+    return scratch->features.data() + scratch->kept[kept] * scene.num_channels;
   }
   float Depth(int64_t kept) const { return scratch->records[scratch->kept[kept]].z; }
 };
@@ -83,11 +83,14 @@ struct BlockPixels {
   }
 };
 
-// A tile's entries, copied close together, and which blocks they reach.
+// A tile's entries, copied close together, and which blocks they reach. Two or three
+// blocks blend an entry, so its features come along.
 inline void LoadTile(const Tile& tile, bool adjoint) {
   const int64_t size = tile.size;
   Record* records = tile.scratch->records.Reserve(size);
   uint16_t* masks = tile.scratch->masks.Reserve(size);
+  const int64_t channels = tile.scene.num_channels;
+  float* features = tile.scratch->features.Reserve(size * channels);
   // One more: the last store of a list without a last entry.
   tile.scratch->list.Reserve(size + 1);
   tile.scratch->kept.Reserve(size + 1);
@@ -102,6 +105,9 @@ inline void LoadTile(const Tile& tile, bool adjoint) {
   for (int64_t i = 0; i < size; ++i) {
     const int64_t soon = std::min(i + kAhead, size - 1);
     __builtin_prefetch(&tile.bins.records[tile.entries[soon].gaussian]);
+    __builtin_prefetch(tile.scene.features + tile.entries[soon].gaussian * channels);
+    const float* own = tile.scene.features + tile.entries[i].gaussian * channels;
+    for (int64_t c = 0; c < channels; ++c) features[i * channels + c] = own[c];
     const Record& r = records[i] = tile.bins.records[tile.entries[i].gaussian];
     const F y_slope = Set(-0.5f * r.b / r.c), x_slope = Set(-0.5f * r.b / r.a);
     uint32_t mask = 0;
@@ -155,39 +161,52 @@ inline int64_t SweepBlock(const BlockPixels& pixels, int64_t length,
   Block active = LoadBlock(flags);  // Positive while the pixel takes more.
   for (int v = 0; v < kVectors; ++v) t.v[v] = one;
   int64_t num_kept = 0;
-  for (int64_t k = 0; k < length; ++k) {
-    const Record& r = records[list[k]];
-    uint32_t any_blended = 0, any_active = 0;
-    for (int v = 0; v < kVectors; ++v) {
-      const F dx = px.v[v] - Set(r.x), dy = py.v[v] - Set(r.y);
-      const F sigma = Set(r.a) * dx * dx + Set(r.c) * dy * dy + Set(r.b) * dx * dy;
-      const F raw = Set(r.opacity) * ExpOfNegative(zero - sigma);
-      const F alpha = Min(raw, max_alpha);
-      const Mask shows =
-          And(And(LessEqual(zero, sigma), LessEqual(Set(kMinAlpha), raw)),
-              Less(zero, active.v[v]));
-      const F next = t.v[v] * (one - alpha);
-      const Mask goes_on = Less(Set(kMinTransmittance), next);
-      const Mask blended = And(shows, goes_on);
-      any_blended |= Bits(blended);
-      active.v[v] = Select(AndNot(shows, goes_on), zero, active.v[v]);
-      any_active |= Bits(Less(zero, active.v[v]));
-      float* weight = weights + num_kept * kPixels + v * kLanes;
-      if (kAdjoint) {
-        float* to = alphas + num_kept * kPixels + v * kLanes;
-        const F marked = Select(Less(max_alpha, raw), zero - alpha, alpha);
-        Store(to, Select(blended, marked, zero));
-        Store(weight, t.v[v]);
-      } else {
-        const F share = Select(blended, alpha * t.v[v], zero);
-        sum.v[v] = sum.v[v] + share;
-        Store(weight, share);
+  uint32_t any_active = 1;
+  constexpr int kBatch = 16;
+  for (int64_t first = 0; first < length && any_active != 0; first += kBatch) {
+    // Opacities do not wait for transmittances: ahead of them, registers stay busy.
+    float raws[kBatch * kPixels];
+    const int64_t count = std::min<int64_t>(kBatch, length - first);
+    for (int64_t k = 0; k < count; ++k) {
+      const Record& r = records[list[first + k]];
+      for (int v = 0; v < kVectors; ++v) {
+        const F dx = px.v[v] - Set(r.x), dy = py.v[v] - Set(r.y);
+        const F sigma = Set(r.a) * dx * dx + Set(r.c) * dy * dy + Set(r.b) * dx * dy;
+        const F raw = Set(r.opacity) * ExpOfNegative(zero - sigma);
+        const Mask shows = And(LessEqual(zero, sigma), LessEqual(Set(kMinAlpha), raw));
+        Store(raws + k * kPixels + v * kLanes, Select(shows, raw, zero));
       }
-      t.v[v] = Select(blended, next, t.v[v]);
     }
-    kept[num_kept] = list[k];
-    num_kept += any_blended != 0;
-    if (any_active == 0) break;
+    for (int64_t k = 0; k < count; ++k) {
+      uint32_t any_blended = 0;
+      any_active = 0;
+      for (int v = 0; v < kVectors; ++v) {
+        const F raw = Load(raws + k * kPixels + v * kLanes);
+        const F alpha = Min(raw, max_alpha);
+        const Mask shows = And(Less(zero, raw), Less(zero, active.v[v]));
+        const F next = t.v[v] * (one - alpha);
+        const Mask goes_on = Less(Set(kMinTransmittance), next);
+        const Mask blended = And(shows, goes_on);
+        any_blended |= Bits(blended);
+        active.v[v] = Select(AndNot(shows, goes_on), zero, active.v[v]);
+        any_active |= Bits(Less(zero, active.v[v]));
+        float* weight = weights + num_kept * kPixels + v * kLanes;
+        if (kAdjoint) {
+          float* to = alphas + num_kept * kPixels + v * kLanes;
+          const F marked = Select(Less(max_alpha, raw), zero - alpha, alpha);
+          Store(to, Select(blended, marked, zero));
+          Store(weight, t.v[v]);
+        } else {
+          const F share = Select(blended, alpha * t.v[v], zero);
+          sum.v[v] = sum.v[v] + share;
+          Store(weight, share);
+        }
+        t.v[v] = Select(blended, next, t.v[v]);
+      }
+      kept[num_kept] = list[first + k];
+      num_kept += any_blended != 0;
+      if (any_active == 0) break;
+    }
   }
   *transmittance = t;
   if (!kAdjoint) {

@@ -189,24 +189,48 @@ def uncovered(
     return pixels, depth[row, column], reach, face[row, column]
 
 
-def cloth(
+def hanging(
     head: head_model.HeadModel,
+    shell: Float[np.ndarray, "v 3"],
+    camera: Camera,
     pixels: Float[np.ndarray, "n 2"],
+    depth: Float[np.ndarray, " n"],
+    reach: Float[np.ndarray, " n"],
     face: Int[np.ndarray, " n"],
-    like_hair: Bool[np.ndarray, " n"],
-) -> Bool[np.ndarray, " n"]:
-    """Which of the pixels that `uncovered` found are collar or shoulder.
+    *,
+    smoothing: float = 0.04,
+    beard: float = 0.012,
+) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """What of `uncovered` lies beside jaw and neck, lower than the ears: (whether it
+    does, depth, face).
 
-    Those beside jaw and neck, lower than the ears, in connected parts of which less
-    than half has the colour of hair.
+    Collars, shoulders, long hair: a sheet that holds together when it turns, its depth
+    smoothed over `smoothing` of the frame's height. Further than `beard` metres from
+    the outline it moves with the neck, not with the jaw. Others keep depth and face.
     """
-    heights = np.asarray(head.template)[:, 1]
+    faces, heights = np.asarray(head.faces), np.asarray(head.template)[:, 1]
     ears = np.asarray(head.regions["left_ear"]) | np.asarray(head.regions["right_ear"])
-    level = heights[ears].min() if ears.any() else -np.inf
-    low = heights[np.asarray(head.faces)[face]].mean(axis=1) < level
-    column, row = np.floor(pixels).astype(int).T
-    mask = np.zeros((row.max(initial=0) + 1, column.max(initial=0) + 1), bool)
-    mask[row[low], column[low]] = True
-    part = ndimage.label(mask)[0][row, column]
-    share = np.bincount(part, like_hair) / np.maximum(np.bincount(part), 1)
-    return low & (share[part] < 0.5)
+    if not ears.any():
+        return np.zeros(len(face), bool), depth, face
+    low = heights[faces[face]].mean(axis=1) < heights[ears].min()
+    place = tuple(np.floor(pixels[low]).astype(int).T[::-1])
+    total, count = np.zeros((2, camera.height, camera.width))
+    total[place], count[place] = depth[low], 1.0
+    total, count = (
+        ndimage.gaussian_filter(x, smoothing * camera.height) for x in (total, count)
+    )
+    smooth = depth.copy()
+    smooth[low] = total[place] / np.maximum(count[place], 1e-9)
+    jaw = np.asarray(head.skinning_weights)[:, head_model.JOINTS.index("jaw")]
+    still = np.flatnonzero(
+        head_model.face_region(head, "neck") & (jaw[faces] < 0.01).all(axis=1)
+    )
+    carried = face.copy()
+    far = low & (reach > beard)
+    if far.any() and still.size:
+        points = np.asarray(
+            camera.unproject(jnp.asarray(pixels[far]), jnp.asarray(smooth[far]))
+        )
+        centres = shell[faces[still]].mean(axis=1)
+        carried[far] = still[spatial.cKDTree(centres).query(points)[1]]
+    return low, smooth, carried

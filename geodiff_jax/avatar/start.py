@@ -314,49 +314,32 @@ def _outline(
 ) -> _Layer | None:
     """What the region holds beside head and hair: a roll about their outline.
 
-    Hair is as thick as it is wide: one photo cannot tell. Collars and shoulders are one
-    flat sheet, which holds together from every side. Blobs are a little longer along
-    the line of sight, so that the roll stays closed when it turns.
+    As thick as it is wide, since hair is; one photo cannot tell. Below the ears it is a
+    sheet instead. Blobs are a little longer along the line of sight, so that the roll
+    stays closed when it turns.
     """
     pixels, depth, reach, face = outline.uncovered(head, shell, view.camera, region)
     if len(pixels) < 20:
         return None
-    like_hair = _like_hair(
-        head, shell, view, coloring.sample_colors(view.image, pixels)
+    low, depth, face = outline.hanging(
+        head, shell, view.camera, pixels, depth, reach, face
     )
-    cloth = outline.cloth(head, pixels, face, like_hair)
-    sheet = np.median(depth[cloth]) if cloth.any() else 0.0
     choice_key, depth_key = jax.random.split(key)
     chosen = np.asarray(jax.random.permutation(choice_key, len(pixels)))
     chosen = chosen[: config.outline_count]
     share = np.sqrt(len(pixels) / len(chosen))
-    pixels, face, depth, reach = (x[chosen] for x in (pixels, face, depth, reach))
+    pixels, face, depth, reach, low = (
+        x[chosen] for x in (pixels, face, depth, reach, low)
+    )
     colors = coloring.sample_colors(view.image, pixels)
     spread = np.asarray(jax.random.uniform(depth_key, depth.shape, minval=-1, maxval=1))
-    rolled = depth + spread * np.minimum(0.7 * reach, config.roll)
-    depth = np.where(cloth[chosen], sheet, rolled)
+    depth = depth + ~low * spread * np.minimum(0.7 * reach, config.roll)
     means = np.asarray(view.camera.unproject(jnp.asarray(pixels), jnp.asarray(depth)))
     sigma = 0.6 * share * depth / float(view.camera.intrinsics[0])
     along = means - np.asarray(view.camera.position)
     frames = _frames_with_normal(along / np.linalg.norm(along, axis=1, keepdims=True))
     scales = np.stack([sigma, sigma, 1.5 * sigma], axis=1)
     return _Layer(face, means, frames, scales, 0.9, colors, HAIR)
-
-
-def _like_hair(
-    head: head_model.HeadModel,
-    shell: Float[np.ndarray, "v 3"],
-    view: coloring.View,
-    colors: Float[np.ndarray, "n 3"],
-) -> Bool[np.ndarray, " n"]:
-    """Whether colours are those of the hair that the photo shows; all where it shows
-    none, for then nothing tells them apart."""
-    normals = np.asarray(mesh.vertex_normals(jnp.asarray(shell), head.faces))
-    observed, confidence = coloring.look_up(view, shell, normals)
-    hair = observed[np.asarray(head.regions["scalp"]) & (confidence > 0.8)]
-    if len(hair) < 8:
-        return np.ones(len(colors), bool)
-    return coloring.resembles(colors, hair)
 
 
 def _frames_with_normal(

@@ -142,17 +142,28 @@ def test_hair_ends_behind_where_it_ends_beside():
     assert np.median(thickness[below]) < 0.006
 
 
-@pytest.mark.parametrize(("hair_share", "is_cloth"), [(0.3, True), (0.7, False)])
-def test_cloth_is_whole_parts_below_the_ears(hair_share, is_cloth):
-    """Some of a collar may look like hair, and the other way round."""
+def test_what_hangs_below_the_ears_is_a_smooth_sheet_that_no_jaw_moves():
     head, vertices, camera, covered, pixels = seen_head()
-    reach = 0.03 / toy_head.DISTANCE * float(camera.intrinsics[0])
-    region = ndimage.distance_transform_edt(~covered) <= reach
-    place, _, _, face = outline.uncovered(head, vertices, camera, region)
-    like_hair = np.random.default_rng(0).uniform(size=len(face)) < hair_share
-    found = outline.cloth(head, place, face, like_hair)
+    reach_pixels = 0.04 / toy_head.DISTANCE * float(camera.intrinsics[0])
+    region = ndimage.distance_transform_edt(~covered) <= reach_pixels
+    place, depth, reach, face = outline.uncovered(head, vertices, camera, region)
+    low, smooth, carried = outline.hanging(
+        head, vertices, camera, place, depth, reach, face
+    )
     ears = pixels[np.asarray(head.regions["left_ear"]), 1].max()
-    assert not found[place[:, 1] < ears - 4].any()
-    below = place[:, 1] > ears + reach  # Nearer, the ears are the outline.
-    assert below.sum() > 100
-    assert (found[below] == is_cloth).all()
+    assert not low[place[:, 1] < ears - 4].any()
+    # Nearer to the ears, they may be the nearest outline.
+    assert low[place[:, 1] > ears + reach_pixels].all()
+    np.testing.assert_array_equal(smooth[~low], depth[~low])
+    np.testing.assert_array_equal(carried[~low], face[~low])
+    jaw = np.asarray(head.skinning_weights)[np.asarray(head.faces)][:, :, 2].max(axis=1)
+    far = low & (reach > 0.012)
+    assert jaw[face[far]].max() > 0.5 and jaw[carried[far]].max() < 0.01
+    assert np.abs(smooth - depth)[low].max() < 0.06
+    sheet = np.full(region.shape, np.nan)
+    sheet[tuple(place[low].astype(int).T[::-1])] = smooth[low]
+    steps = np.abs(np.diff(sheet, axis=0))
+    assert np.nanmax(steps) < 0.004
+    rough = np.full(region.shape, np.nan)
+    rough[tuple(place[low].astype(int).T[::-1])] = depth[low]
+    assert np.nanmax(np.abs(np.diff(rough, axis=0))) > 0.02

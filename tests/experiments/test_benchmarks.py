@@ -42,6 +42,24 @@ def test_splatting_is_timed(tmp_path):
         assert all(r["blend_adjoint_ms"] > 0 for r in backward)
 
 
+def test_heads_are_timed(tmp_path):
+    path = tmp_path / "table.json"
+    done = run("heads", "--runs=2", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    named = [(r["op"], r["scene"], r["size"]) for r in rows]
+    assert named == [
+        ("mesh", "all", 512),
+        ("mesh", "ids", 512),
+        ("chart", "all", 1024),
+        ("chart", "ids", 1024),
+        ("avatar", "far", 512),
+        ("avatar", "close", 512),
+    ]
+    assert rows[0]["faces"] == 10_000 and rows[4]["gaussians"] == 100_000
+    assert all(0 < r["min_ms"] <= r["median_ms"] for r in rows)
+
+
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
 def test_the_gpu_check_says_that_there_is_no_gpu():
     done = run("gpu_check")
