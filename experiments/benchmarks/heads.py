@@ -4,8 +4,8 @@ python -m experiments.benchmarks.heads [--backend=cpu|cuda|reference] [--json=FI
 
 "mesh" is 10K faces at 512 x 512, "chart" the built-in head's UV chart at 1024 x 1024,
 both with barycentrics and depth; "ids" is the kernel alone. "avatar" is 100K Gaussians
-bound to the built-in head: skinned, carried along and splatted at 512 x 512, before the
-cameras of `experiments.benchmarks.splatting`.
+bound to the built-in head: skinned, carried along and splatted at 512 x 512, the head
+as large as in `experiments.benchmarks.splatting`.
 """
 
 from collections.abc import Callable, Iterator

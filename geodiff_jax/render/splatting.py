@@ -31,7 +31,8 @@ class Splat(NamedTuple):
     overflow: jax.Array
     """() bool: whether `capacity` left out Gaussians, the farthest first."""
     visible: jax.Array
-    """(*b, n) bool: False only for Gaussians that are culled or off the image."""
+    """(*b, n) bool: False where culled or no pixel can be reached; True may promise a
+    little too much, at corners, and on CUDA for what `capacity` left out."""
 
 
 def splat(
@@ -105,8 +106,9 @@ def splat_arrays(
       height: of the images, pixels.
       background: (c,) what shows through; zeros by default.
       offsets: (*b, n, 2) pixels added to the projected centres. Where zeros are given,
-        their gradient is what densification goes by (3DGS, Sec 5.2): its norm, summed
-        over the views in which a Gaussian is `visible`.
+        their gradient is what densification goes by (3DGS, Sec 5.2): its norm, averaged
+        over the views in which a Gaussian is `visible`; times half the image's size
+        for thresholds in normalised device coordinates.
       near: Gaussians with centres at z < near are culled.
       antialiased: dims splats by what the blur of 0.3 px^2 adds to their area.
       depth: None, "accumulated" (sum of weight times z) or "expected" (that over

@@ -171,7 +171,7 @@ def _project(
     visible &= jnp.all(focal != 0)
     visible &= jnp.isfinite(conics[:, 1]) & (conics[:, 0] > 0) & (conics[:, 2] > 0)
     # Where alpha reaches 1/255, with some slack, the box of pixel centres begins.
-    reach = 1.002 * jnp.log(opacities / MIN_ALPHA) + 0.001
+    reach = 1.002 * jnp.log(jnp.maximum(opacities / MIN_ALPHA, 1.0)) + 0.001
     variances = jnp.stack([var_x, var_y], -1) + BLUR
     extent = 1.0001 * jnp.sqrt(2.0 * reach[:, None] * variances) + 0.001
     on_image = (pixels + extent >= 0.5) & (pixels - extent <= end - 0.5)

@@ -9,7 +9,7 @@ OPERANDS += " background offsets"
 
 
 def test_gradients_in_double_precision_are_finite_differences(tmp_path):
-    """Three orders below what float32 allows: a wrong term has nowhere to hide."""
+    """Away from clamps, three orders below what float32 allows."""
     source = test_driver.DRIVER.with_name("differentiate.cc")
     program = test_driver.build(tmp_path, "g++", source=source)
     done = subprocess.run([program], check=True, capture_output=True, text=True)

@@ -480,7 +480,7 @@ def test_offsets_move_centres_and_their_gradient_is_the_screen_gradient(backend)
     shift = jnp.asarray([[3.0, -1.5], [0.25, 2.0]])
     offsets = jnp.broadcast_to(shift[:, None], (2, 30, 2))
 
-    def loss(offsets, lenses, poses):
+    def loss(offsets, lenses, poses, arrays=arrays):
         found = splatting.splat_arrays(
             **arrays,
             camera_from_world=poses,
@@ -502,6 +502,17 @@ def test_offsets_move_centres_and_their_gradient_is_the_screen_gradient(backend)
     mapped = quick_jit(jax.vmap(jax.grad(loss, has_aux=True)))
     one_by_one, _ = mapped(offsets, lenses, poses)
     assert relative(one_by_one, d_offsets) < 1e-5
+
+    def of_means(means, offsets):
+        moved = arrays | {"means": means}
+        return loss(offsets, lenses, poses, moved)[0]
+
+    # Sets of Gaussians that share their offsets.
+    sets = jnp.stack([arrays["means"], 1.2 * arrays["means"]])
+    slope = quick_jit(jax.grad(of_means, 1))
+    found = quick_jit(jax.vmap(jax.grad(of_means, 1), (0, None)))(sets, offsets)
+    for i in range(2):
+        assert relative(found[i], slope(sets[i], offsets)) < 1e-5
 
 
 @each_backend

@@ -35,8 +35,9 @@ def lists(arrays, capacity):
     arrays["camera_from_world"] = arrays["camera_from_world"][None]
     arrays["intrinsics"] = arrays["intrinsics"][None]
     forward = jax.jit(functools.partial(splatting_kernels.forward_cuda, options))
-    outputs, found = jax.device_get(forward(*(arrays[name] for name in names)))
-    return found, int(outputs[3])
+    operands = [*(arrays[name] for name in names), jnp.zeros((1, 0, 2))]
+    outputs, found = jax.device_get(forward(*operands))
+    return found, int(outputs[-1])
 
 
 def scene(count=300, *, scale=1.0):
