@@ -63,16 +63,19 @@ def splat(
     """
 
     def render(view: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        camera, lens, shift = view
         projected = project(
             means,
             quaternions,
             scales,
             opacities,
-            *view,
+            camera,
+            lens,
             width=width,
             height=height,
             near=near,
             antialiased=antialiased,
+            offsets=shift,
         )
         blended = blend(projected, features, background, width=width, height=height)
         return *blended, projected.visible
@@ -87,12 +90,12 @@ def project(
     opacities: jax.Array,
     camera: jax.Array,
     intrinsics: jax.Array,
-    offsets: jax.Array | None = None,
     *,
     width: int,
     height: int,
     near: float,
     antialiased: bool,
+    offsets: jax.Array | None = None,
 ) -> Projected:
     """EWA projection with gsplat 1.6's conventions; camera (3, 4), intrinsics (4,).
 
