@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 TARGETS = {
-    "cpu": ("mesh_rasterize", "splat_forward", "splat_backward"),
+    "cpu": ("mesh_rasterize", "mesh_interpolate", "splat_forward", "splat_backward"),
     "cuda": ("mesh_rasterize_cuda", "splat_forward_cuda", "splat_backward_cuda"),
 }
 BACKENDS = (None, "reference", "cpu", "cuda")

@@ -6,6 +6,7 @@ camera (not across silhouettes).
 """
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -82,7 +83,7 @@ def rasterize_pixels(
             mesh_rasterizer_reference.face_ids, width=width, height=height
         ),
     )
-    barycentric, depth = _barycentrics(points, faces, face)
+    barycentric, depth = _interpolation(backend, points, faces, face)
     return Fragments(face=face, barycentric=barycentric, depth=depth)
 
 
@@ -111,6 +112,44 @@ def _face_ids_cuda(points: Array, faces: Array, *, width: int, height: int) -> A
     return ffi.call("mesh_rasterize_cuda", results, points, faces)[0]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _interpolation(
+    backend: str | None, points: Array, faces: Array, face: Array
+) -> tuple[Array, Array]:
+    """`_barycentrics`, which is its derivative; on CPUs in one pass over the image."""
+    if points.dtype != jnp.float32:
+        return _barycentrics(points, faces, face)
+    return ffi.dispatch(
+        points,
+        faces.astype(jnp.int32),
+        face,
+        backend=backend,
+        cpu=_interpolation_cpu,
+        cuda=_barycentrics,
+        reference=_barycentrics,
+    )
+
+
+@_interpolation.defjvp
+def _interpolation_tangents(
+    backend: str | None, primals: tuple[Array, ...], tangents: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    points, faces, face = primals
+    _, derivative = jax.jvp(
+        lambda p: _barycentrics(p, faces, face), (points,), tangents[:1]
+    )
+    return _interpolation(backend, *primals), derivative
+
+
+def _interpolation_cpu(points: Array, faces: Array, face: Array) -> tuple[Array, Array]:
+    results = [
+        jax.ShapeDtypeStruct((*face.shape, 3), jnp.float32),
+        jax.ShapeDtypeStruct(face.shape, jnp.float32),
+    ]
+    barycentric, depth = ffi.call("mesh_interpolate", results, points, faces, face)
+    return barycentric, depth
+
+
 def _barycentrics(
     points: Float[Array, "p 3"], faces: Int[Array, "f 3"], face: Int[Array, "h w"]
 ) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
@@ -123,7 +162,9 @@ def _barycentrics(
     triangles = points[faces].reshape(-1, 9)[jnp.maximum(face, 0)]
     triangles = triangles.reshape(height, width, 3, 3)
     # A harmless triangle behind the background keeps its gradients finite.
-    harmless = jnp.asarray([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    harmless = jnp.asarray(
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], points.dtype
+    )
     triangles = jnp.where(seen[..., None, None], triangles, harmless)
     x = triangles[..., 0] - (jnp.arange(width)[:, None] + 0.5)
     y = triangles[..., 1] - (jnp.arange(height)[:, None, None] + 0.5)

@@ -307,13 +307,41 @@ void DriveMesh(Bytes bytes) {
   }
   std::vector<int32_t> one(width * height), four(width * height);
   Parallel serial(OneThread().pool()), parallel(FourThreads().pool());
+  MeshWorkspace work;
   Rasterize(serial, points.data(), num_points, faces.data(), num_faces, width, height,
-            one.data());
+            work, one.data());
   Rasterize(parallel, points.data(), num_points, faces.data(), num_faces, width, height,
-            four.data());
+            work, four.data());
   if (one != four) Fail("faces depend on the number of threads");
   for (const int32_t face : one) {
     if (face < -1 || face >= num_faces) Fail("a pixel shows no face of the mesh");
+  }
+  std::vector<float> weights(3 * width * height), depth(width * height);
+  std::vector<float> again = weights, depth_again = depth;
+  InterpolateAll(serial, points.data(), num_points, faces.data(), num_faces, width, height,
+                 one.data(), weights.data(), depth.data());
+  InterpolateAll(parallel, points.data(), num_points, faces.data(), num_faces, width,
+                 height, one.data(), again.data(), depth_again.data());
+  if (!Same(weights, again) || !Same(depth, depth_again)) {
+    Fail("weights depend on the number of threads");
+  }
+  for (int64_t i = 0; i < width * height; ++i) {
+    const float* w = &weights[3 * i];
+    if (one[i] < 0) {
+      if (w[0] != 0.0f || w[1] != 0.0f || w[2] != 0.0f || std::isfinite(depth[i])) {
+        Fail("the background has a depth");
+      }
+      continue;
+    }
+    // Reciprocals of extreme depths are not floats.
+    bool ordinary = true;
+    for (int k = 0; k < 3; ++k) {
+      const float z = points[3 * faces[3 * one[i] + k] + 2];
+      ordinary = ordinary && z > 1e-12f && z < 1e12f;
+    }
+    if (ordinary && !(std::abs(w[0] + w[1] + w[2] - 1.0f) < 1e-5f && depth[i] > 0.0f)) {
+      Fail("weights do not sum to one");
+    }
   }
 }
 

@@ -264,21 +264,43 @@ def test_slivers_that_only_rounding_makes_visible_have_bounded_gradients(backend
 @each_backend
 def test_vmap_equals_loop_and_jit_equals_eager(backend):
     vertices, faces = sphere(16, 12)
-    faces = jnp.asarray(faces)
+    # A batch of one set of faces, and of two.
+    faces = jnp.stack([jnp.asarray(faces), jnp.asarray(faces)[::-1]])
     batch = jnp.stack(
         [jnp.asarray(vertices) + jnp.asarray([x, 0.0, 3.0]) for x in (0, 1)]
     )
 
-    def view(vertices):
-        return mesh_rasterizer.rasterize(
-            vertices, faces, pinhole(40), backend=backend
-        ).face
+    def view(vertices, faces):
+        return mesh_rasterizer.rasterize(vertices, faces, pinhole(40), backend=backend)
 
     compiled = jax.jit(view)
-    loop = jnp.stack([compiled(v) for v in batch])
-    np.testing.assert_array_equal(jax.jit(jax.vmap(view))(batch), loop)
+    for axis in (None, 0):
+        each = [faces[0], faces[0] if axis is None else faces[1]]
+        given = faces[0] if axis is None else faces
+        loop = [compiled(v, f) for v, f in zip(batch, each, strict=True)]
+        mapped = jax.jit(jax.vmap(view, (0, axis)))(batch, given)
+        for i, alone in enumerate(loop):
+            for name in ("face", "barycentric", "depth"):
+                found, expected = getattr(mapped, name)[i], getattr(alone, name)
+                np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert np.asarray(loop[0].face >= 0).mean() > 0.05
     if backend == "cpu":  # Eager loops of the reference compile for long.
-        np.testing.assert_array_equal(view(batch[0]), loop[0])
+        np.testing.assert_array_equal(view(batch[0], faces[0]).face, loop[0].face)
+
+
+@each_backend
+def test_float32_stays_float32_beside_float64(backend):
+    with jax.enable_x64(True):
+        points = jnp.asarray([[1, 1, 1], [14, 2, 2], [3, 12, 1.5]], jnp.float32)
+
+        def loss(points):
+            return mesh_rasterizer.rasterize_pixels(
+                points, jnp.asarray([[0, 1, 2]]), width=16, height=16, backend=backend
+            ).barycentric.sum()
+
+        value, gradient = jax.value_and_grad(loss)(points)
+    assert value.dtype == gradient.dtype == jnp.float32
+    assert value > 50 and np.isfinite(gradient).all()
 
 
 @each_kernel
@@ -297,3 +319,7 @@ def test_kernel_agrees_with_reference(backend):
         kernel.depth[different], reference.depth[different], rtol=1e-5
     )
     assert different.mean() < 1e-3
+    same = ~different
+    for name in ("barycentric", "depth"):
+        found, expected = getattr(kernel, name)[same], getattr(reference, name)[same]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
