@@ -193,6 +193,12 @@ ffi::Error MeshOutOfMemory() {
 
 int64_t BatchSize(Dimensions image) { return Product(image.first(image.size() - 2)); }
 
+// Item number `i` of the batch of images.
+template <typename Array>
+auto ItemAt(const Array& array, int64_t i, Dimensions image) {
+  return array.typed_data() + BroadcastOffset(i, image, array.dimensions(), 2);
+}
+
 ffi::Error MeshRasterize(ffi::ThreadPool pool, Points points, Indices faces,
                          ffi::ResultBuffer<ffi::S32> face) {
   const Dimensions image = face->dimensions();
@@ -203,15 +209,13 @@ ffi::Error MeshRasterize(ffi::ThreadPool pool, Points points, Indices faces,
   const int64_t num_faces = faces.dimensions()[rank - 2];
   const int64_t batch = BatchSize(image);
   if (batch * height * width == 0) return ffi::Error::Success();
-  const auto at = [&](const auto& array, int64_t i) {
-    return array.typed_data() + BroadcastOffset(i, image, array.dimensions(), 2);
-  };
   try {
     Parallel parallel(pool);
     Pool<MeshWorkspace>::Lease lease(MeshWorkspaces());
     for (int64_t i = 0; i < batch; ++i) {
-      Rasterize(parallel, at(points, i), num_points, at(faces, i), num_faces, width,
-                height, *lease, face->typed_data() + i * height * width);
+      Rasterize(parallel, ItemAt(points, i, image), num_points, ItemAt(faces, i, image),
+                num_faces, width, height, *lease,
+                face->typed_data() + i * height * width);
     }
   } catch (const std::bad_alloc&) {
     return MeshOutOfMemory();
@@ -234,14 +238,12 @@ ffi::Error MeshInterpolate(ffi::ThreadPool pool, Points points, Indices faces,
   }
   const int64_t pixels = height * width;
   const int64_t batch = pixels == 0 ? 0 : BatchSize(image);
-  const auto at = [&](const auto& array, int64_t i) {
-    return array.typed_data() + BroadcastOffset(i, image, array.dimensions(), 2);
-  };
   try {
     Parallel parallel(pool);
     for (int64_t i = 0; i < batch; ++i) {
-      InterpolateAll(parallel, at(points, i), points.dimensions()[rank - 2], at(faces, i),
-                     faces.dimensions()[rank - 2], width, height, at(face, i),
+      InterpolateAll(parallel, ItemAt(points, i, image), points.dimensions()[rank - 2],
+                     ItemAt(faces, i, image), faces.dimensions()[rank - 2], width, height,
+                     ItemAt(face, i, image),
                      weights->typed_data() + 3 * i * pixels,
                      depth->typed_data() + i * pixels);
     }

@@ -22,18 +22,10 @@ Scene Select(const SplatOperands& operands, int64_t set, int64_t camera, Dimensi
   const auto at = [&](const Array& array, size_t inner) {
     return array.typed_data() + BroadcastOffset(set, lead, array.dimensions(), inner);
   };
-  const size_t rank = operands.features.dimensions().size();
   Scene scene;
-  scene.means = at(operands.means, 2);
-  scene.quaternions = at(operands.quaternions, 2);
-  scene.scales = at(operands.scales, 2);
-  scene.opacities = at(operands.opacities, 1);
-  scene.features = at(operands.features, 2);
+  operands.Describe(&scene, at);
+  scene.intrinsics += camera * 4;
   scene.camera = at(operands.cameras, 3) + camera * 12;
-  scene.intrinsics = at(operands.intrinsics, 2) + camera * 4;
-  scene.background = at(operands.background, 1);
-  scene.num_gaussians = operands.features.dimensions()[rank - 2];
-  scene.num_channels = operands.features.dimensions()[rank - 1];
   scene.offsets = operands.has_offsets()
                       ? at(operands.offsets, 3) + camera * scene.num_gaussians * 2
                       : nullptr;
@@ -66,18 +58,14 @@ ffi::Error SplatForward(ffi::ThreadPool pool, Array means, Array quaternions,
   if (!operands.Valid(lead, num_cameras)) return Misshapen();
   const bool has_depth = depth->element_count() == alpha->element_count();
   std::fill_n(visible->typed_data(), visible->element_count(), false);
-  Parallel parallel(pool);
-  Pool<Workspace>::Lease lease(Workspaces());
-  Workspace& work = *lease;
-  if (work.tiles.size() < static_cast<size_t>(parallel.num_workers())) {
-    work.tiles = std::vector<TileScratch>(parallel.num_workers());
-  }
   const int64_t num_images = Product(shape) == 0 ? 0 : Product(shape) / pixels;
   try {
+    Parallel parallel(pool);
+    Pool<Workspace>::Lease lease(Workspaces());
     for (int64_t i = 0; i < num_images; ++i) {
       const Scene scene = Select(operands, i / num_cameras, i % num_cameras,
                                  shape.first(lead), height, width, near, antialiased);
-      Forward(parallel, scene, work, image->typed_data() + i * pixels * num_channels,
+      Forward(parallel, scene, *lease, image->typed_data() + i * pixels * num_channels,
               alpha->typed_data() + i * pixels,
               has_depth ? depth->typed_data() + i * pixels : nullptr,
               visible->typed_data() + i * scene.num_gaussians);
@@ -110,17 +98,13 @@ ffi::Error SplatBackward(ffi::ThreadPool pool, Array means, Array quaternions,
                          &d_cameras, &d_intrinsics, &d_background, &d_offsets}) {
     std::fill_n((*result)->typed_data(), (*result)->element_count(), 0.0f);
   }
-  Parallel parallel(pool);
-  Pool<Workspace>::Lease lease(Workspaces());
-  Workspace& work = *lease;
-  if (work.tiles.size() < static_cast<size_t>(parallel.num_workers())) {
-    work.tiles = std::vector<TileScratch>(parallel.num_workers());
-  }
   const int64_t num_sets = pixels == 0 ? 0 : Product(results);
   const auto at = [&](const Array& array, int64_t set, size_t inner) {
     return array.typed_data() + BroadcastOffset(set, results, array.dimensions(), inner);
   };
   try {
+    Parallel parallel(pool);
+    Pool<Workspace>::Lease lease(Workspaces());
     for (int64_t set = 0; set < num_sets; ++set) {
       for (int64_t camera = 0; camera < num_cameras; ++camera) {
         const Scene scene = Select(operands, set, camera, results, height, width, near,
@@ -142,7 +126,7 @@ ffi::Error SplatBackward(ffi::ThreadPool pool, Array means, Array quaternions,
                                operands.has_offsets()
                                    ? d_offsets->typed_data() + view * n * 2
                                    : nullptr};
-        Backward(parallel, scene, cotangents, work, out);
+        Backward(parallel, scene, cotangents, *lease, out);
       }
     }
   } catch (const std::bad_alloc&) {

@@ -23,20 +23,12 @@ SplatProblem Problem(const SplatOperands& operands, Dimensions lead, int64_t num
     return Batched<float>(array.typed_data(), lead, array.dimensions(), inner);
   };
   SplatProblem p;
-  p.means = batched(operands.means, 2);
-  p.quaternions = batched(operands.quaternions, 2);
-  p.scales = batched(operands.scales, 2);
-  p.opacities = batched(operands.opacities, 1);
-  p.features = batched(operands.features, 2);
+  operands.Describe(&p, batched);
   p.cameras = batched(operands.cameras, 3);
-  p.intrinsics = batched(operands.intrinsics, 2);
-  p.background = batched(operands.background, 1);
   p.has_offsets = operands.has_offsets();
   if (p.has_offsets) p.offsets = batched(operands.offsets, 3);
   p.num_sets = Product(lead);
   p.num_cameras = num_cameras;
-  p.num_gaussians = operands.features.dimensions()[lead.size()];
-  p.num_channels = operands.features.dimensions()[lead.size() + 1];
   p.height = height;
   p.width = width;
   p.has_depth = has_depth;
@@ -118,12 +110,11 @@ ffi::Error SplatBackward(Stream stream, Floats means, Floats quaternions, Floats
                          Floats records, Words slots, Words owners, Words entries,
                          Words tile_begin, Words last, Floats transmittance,
                          Floats d_image, Floats d_alpha, Floats d_depth,
-                         FloatsOut d_means,
-                         FloatsOut d_quaternions, FloatsOut d_scales,
+                         FloatsOut d_means, FloatsOut d_quaternions, FloatsOut d_scales,
                          FloatsOut d_opacities, FloatsOut d_features,
                          FloatsOut d_cameras, FloatsOut d_intrinsics,
-                         FloatsOut d_background, FloatsOut d_offsets,
-                         BytesOut scratch, float near, bool antialiased) {
+                         FloatsOut d_background, FloatsOut d_offsets, BytesOut scratch,
+                         float near, bool antialiased) {
   const SplatOperands operands = {means,   quaternions, scales,     opacities, features,
                                   cameras, intrinsics,  background, offsets};
   const Dimensions shape = d_alpha.dimensions();

@@ -35,6 +35,22 @@ struct SplatOperands {
   // Offsets nobody asked for are empty.
   bool has_offsets() const { return offsets.element_count() > 0; }
 
+  // Fills the fields that a scene on CPUs and a problem on GPUs have in common.
+  // at(array, inner) finds the items, of `inner` axes, of one set or of all.
+  template <typename Fields, typename At>
+  void Describe(Fields* fields, const At& at) const {
+    const size_t rank = features.dimensions().size();
+    fields->means = at(means, 2);
+    fields->quaternions = at(quaternions, 2);
+    fields->scales = at(scales, 2);
+    fields->opacities = at(opacities, 1);
+    fields->features = at(features, 2);
+    fields->intrinsics = at(intrinsics, 2);
+    fields->background = at(background, 1);
+    fields->num_gaussians = features.dimensions()[rank - 2];
+    fields->num_channels = features.dimensions()[rank - 1];
+  }
+
   // Binds the operands, after `binding`'s contexts.
   template <typename Binding>
   static auto Bind(Binding binding) {

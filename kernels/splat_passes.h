@@ -19,6 +19,11 @@ struct Workspace {
   Scratch<float> shares, d_backgrounds;
   Scratch<double> d_views;
   std::vector<TileScratch> tiles;  // Per worker.
+
+  void ReserveTiles(const Parallel& parallel) {
+    const auto workers = static_cast<size_t>(parallel.num_workers());
+    if (tiles.size() < workers) tiles = std::vector<TileScratch>(workers);
+  }
 };
 
 // Gradients of one set of Gaussians, added to; and of one camera and its offsets.
@@ -31,6 +36,7 @@ struct Gradients {
 inline void Forward(Parallel& parallel, const Scene& scene, Workspace& work, float* image,
                     float* alpha, float* depth, bool* visible) {
   FillBins(parallel, scene, &work.bins);
+  work.ReserveTiles(parallel);
   for (int64_t i = 0; i < scene.num_gaussians; ++i) visible[i] = work.bins.Visible(i);
   StageClock clock;
   parallel.For(scene.tiles_x() * scene.tiles_y(), [&](int64_t i, int64_t worker) {
@@ -127,6 +133,7 @@ inline void BackwardChunk(const Scene& scene, const View<F>& view, const Bins& b
 inline void Backward(Parallel& parallel, const Scene& scene, const Cotangents& cotangents,
                      Workspace& work, const Gradients& out) {
   FillBins(parallel, scene, &work.bins);
+  work.ReserveTiles(parallel);
   StageClock clock;
   const Bins& bins = work.bins;
   const int64_t n = scene.num_gaussians, channels = scene.num_channels;

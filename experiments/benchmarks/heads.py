@@ -8,6 +8,7 @@ bound to the built-in head: skinned, carried along and splatted at 512 x 512, th
 as large as in `experiments.benchmarks.splatting`.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,23 +66,16 @@ def meshes(*, backend: str | None) -> Iterator[tuple[dict[str, Any], Callable]]:
         ("mesh", jnp.concatenate([pixels, depth[:, None]], -1), faces, splatting.SIZE),
         ("chart", flat, head.uv_faces, CHART_SIZE),
     ):
-
-        def rasterize(
-            corners: Array, triangles: Array, size: int = size
-        ) -> mesh_rasterizer.Fragments:
-            return mesh_rasterizer.rasterize_pixels(
-                corners, triangles, width=size, height=size, backend=backend
-            )
-
-        count = int(triangles.shape[0])
-        what = {"op": op, "faces": count, "gaussians": 0, "size": size}
-        everything = jax.jit(rasterize)
+        draw = functools.partial(
+            mesh_rasterizer.rasterize_pixels, width=size, height=size, backend=backend
+        )
+        what = {"op": op, "faces": len(triangles), "gaussians": 0, "size": size}
         # What nobody uses is not computed.
-        ids = jax.jit(lambda *x, draw=rasterize: draw(*x).face)
-        for name, step in (("all", everything), ("ids", ids)):
+        steps = {"all": draw, "ids": lambda *x, draw=draw: draw(*x).face}
+        for name, step in steps.items():
             yield (
                 {**what, "scene": name},
-                lambda step=step, x=(corners, triangles): step(*x),
+                functools.partial(jax.jit(step), corners, triangles),
             )
 
 
@@ -99,6 +93,13 @@ def avatars(*, backend: str | None) -> Iterator[tuple[dict[str, Any], Callable]]
     opened = params.replace(expression=params.expression.at[jaw].set(0.5))
     top, bottom = rest[:, 1].max(), rest[:, 1].min()
     centre = jnp.asarray([0.0, 0.5 * (top + bottom), 0.0])
+    draw = jax.jit(lambda *x: avatar_model.render(*x, backend=backend).image)
+    what = {
+        "op": "avatar",
+        "faces": len(head.faces),
+        "gaussians": GAUSSIANS,
+        "size": splatting.SIZE,
+    }
     for name, share in SHARES.items():
         camera = cameras.look_at(
             centre + jnp.asarray([0.0, 0.0, 1.0]),
@@ -108,21 +109,7 @@ def avatars(*, backend: str | None) -> Iterator[tuple[dict[str, Any], Callable]]
             width=splatting.SIZE,
             height=splatting.SIZE,
         )
-        draw = jax.jit(
-            lambda avatar, params, camera: (
-                avatar_model.render(avatar, params, camera, backend=backend).image
-            )
-        )
-        what = {
-            "op": "avatar",
-            "faces": int(head.faces.shape[0]),
-            "gaussians": GAUSSIANS,
-            "size": splatting.SIZE,
-        }
-        yield (
-            {**what, "scene": name},
-            lambda camera=camera, draw=draw: draw(avatar, opened, camera),
-        )
+        yield {**what, "scene": name}, functools.partial(draw, avatar, opened, camera)
 
 
 def rows(*, backend: str | None, runs: int) -> Iterator[timing.Row]:

@@ -20,13 +20,17 @@ from geodiff_jax.render import mesh_rasterizer
 def hair_support(head: head_model.HeadModel) -> Bool[np.ndarray, " v"]:
     """Vertices that hair can lie on: the scalp, and the neck behind ears and chin."""
     scalp, neck = np.asarray(head.regions["scalp"]), np.asarray(head.regions["neck"])
-    ears = np.asarray(head.regions["left_ear"]) | np.asarray(head.regions["right_ear"])
+    ears = _ears(head)
     template = np.asarray(head.template)
     if not ears.any():
         return scalp
     chin = template[np.asarray(head.regions["face"]), 1].min()
     behind = template[:, 2] < template[ears, 2].max()
     return scalp | (neck & behind & (template[:, 1] > chin))
+
+
+def _ears(head: head_model.HeadModel) -> Bool[np.ndarray, " v"]:
+    return np.asarray(head.regions["left_ear"]) | np.asarray(head.regions["right_ear"])
 
 
 def hair_thickness(
@@ -89,11 +93,8 @@ def _rise(
     """
     template = np.asarray(head.template)
     share = np.ones(len(template))
-    for names, width in (
-        (("face",), from_face),
-        (("left_ear", "right_ear"), from_ears),
-    ):
-        skin = np.any([np.asarray(head.regions[name]) for name in names], axis=0)
+    face = np.asarray(head.regions["face"])
+    for skin, width in ((face, from_face), (_ears(head), from_ears)):
         if skin.any():
             distance = spatial.cKDTree(template[skin]).query(template)[0]
             share = np.minimum(share, np.clip(distance / width, 0.0, 1.0))
@@ -209,7 +210,7 @@ def hanging(
     the outline it moves with the neck, not with the jaw. Others keep depth and face.
     """
     faces, heights = np.asarray(head.faces), np.asarray(head.template)[:, 1]
-    ears = np.asarray(head.regions["left_ear"]) | np.asarray(head.regions["right_ear"])
+    ears = _ears(head)
     if not ears.any():
         return np.zeros(len(face), bool), depth, face
     low = heights[faces[face]].mean(axis=1) < heights[ears].min()

@@ -331,7 +331,6 @@ def _outline(
     pixels, face, depth, reach, low = (
         x[chosen] for x in (pixels, face, depth, reach, low)
     )
-    colors = coloring.sample_colors(view.image, pixels)
     spread = np.asarray(jax.random.uniform(depth_key, depth.shape, minval=-1, maxval=1))
     depth = depth + ~low * spread * np.minimum(0.7 * reach, config.roll)
     means = np.asarray(view.camera.unproject(jnp.asarray(pixels), jnp.asarray(depth)))
@@ -339,6 +338,7 @@ def _outline(
     along = means - np.asarray(view.camera.position)
     frames = _frames_with_normal(along / np.linalg.norm(along, axis=1, keepdims=True))
     scales = np.stack([sigma, sigma, 1.5 * sigma], axis=1)
+    colors = coloring.sample_colors(view.image, pixels)
     return _Layer(face, means, frames, scales, 0.9, colors, HAIR)
 
 

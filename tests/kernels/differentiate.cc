@@ -154,7 +154,6 @@ Parallel Alone() {
 void Check(bool antialiased) {
   Parallel parallel = Alone();
   Problem problem(antialiased);
-  problem.work.tiles = std::vector<TileScratch>(1);
   std::mt19937 random(2);
   std::vector<double> weights(kOutputs);
   for (double& w : weights) w = random() / 2147483648.0 - 1.0;

@@ -181,7 +181,6 @@ SplatResults RunSplat(FakePool& threads, const Scene& scene, bool has_depth,
   const std::unique_ptr<bool[]> visible(new bool[n]);
   Parallel parallel(threads.pool());
   Workspace work;
-  work.tiles = std::vector<TileScratch>(parallel.num_workers());
   Forward(parallel, scene, work, r.image.data(), r.alpha.data(),
           has_depth ? r.depth.data() : nullptr, visible.get());
   std::copy(visible.get(), visible.get() + n, r.visible.begin());
