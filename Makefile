@@ -13,8 +13,9 @@ PYTEST := $(BIN)/python -m pytest
 demo: $(VENV)/installed kernels
 	$(BIN)/python -m experiments.create_avatar --output_dir=output/astronaut
 
+# Side by side, since most of the time is XLA compiling on one core.
 test: $(VENV)/tested kernels
-	$(PYTEST)
+	$(PYTEST) --numprocesses=auto --maxprocesses=2 --dist=worksteal
 
 test-slow: $(VENV)/tested kernels
 	$(PYTEST) -m slow

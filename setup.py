@@ -231,7 +231,7 @@ setuptools.setup(
             "importlib_resources",
         ],
         "cuda13": ["jax[cuda13]>=0.10,<0.12"],
-        "test": ["pytest", "hypothesis", "ruff", "pyright", "beartype"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "pyright", "beartype"],
     },
     cmdclass={"build_kernels": BuildKernels, "build_py": BuildPy},
 )
