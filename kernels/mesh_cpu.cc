@@ -13,6 +13,7 @@
 #include "batch.h"
 #include "parallel.h"
 #include "scratch.h"
+#include "simd.h"
 #include "triangle.h"
 
 namespace geodiff {
@@ -29,6 +30,7 @@ struct MeshWorkspace {
   Scratch<uint8_t> drawn;   // Per face.
   Scratch<int32_t> binned;  // Faces, band by band.
   Scratch<float> depth;     // Of a band, per worker.
+  Scratch<int32_t> face;    // The same.
 };
 
 Pool<MeshWorkspace>& MeshWorkspaces() {
@@ -36,31 +38,58 @@ Pool<MeshWorkspace>& MeshWorkspaces() {
   return *pool;
 }
 
-void DrawBand(const Triangle* triangles, const int32_t* faces, int64_t num_faces,
-              int64_t width, int64_t row_begin, int64_t row_end, float* depth,
-              int32_t* face) {
-  for (int64_t k = 0; k < num_faces; ++k) {
-    const int32_t id = faces[k];
-    const Triangle& t = triangles[id];
-    const int64_t first = std::max<int64_t>(t.row_begin, row_begin);
-    const int64_t last = std::min<int64_t>(t.row_end, row_end - 1);
-    const int64_t x = t.column_begin * kSubpixels + kSubpixels / 2;
-    for (int64_t row = first; row <= last; ++row) {
-      const int64_t y = row * kSubpixels + kSubpixels / 2;
-      int64_t edge[3];
-      for (int i = 0; i < 3; ++i) edge[i] = t.a[i] * x + t.b[i] * y + t.c[i];
-      for (int64_t column = t.column_begin; column <= t.column_end; ++column) {
-        if (Covers(t, edge)) {
-          const float z = DepthAt(t, edge);
-          const int64_t pixel = (row - row_begin) * width + column;
-          if (z < depth[pixel]) {
-            depth[pixel] = z;
-            face[pixel] = id;
-          }
-        }
-        for (int i = 0; i < 3; ++i) edge[i] += t.a[i] * kSubpixels;
+// Rows of the image while they are drawn; `stride` leaves room for a vector behind each.
+struct Band {
+  int64_t row_begin, row_end, stride;
+  float* depth;
+  int32_t* face;
+};
+
+// Keeps the nearer of some pixels and of a face that covers them in part.
+inline void KeepNearest(D inverse_depth, DoubleMask covered, int32_t id, float* depth,
+                        int32_t* face) {
+  const HalfF z = __builtin_convertvector(1.0 / inverse_depth, HalfF);
+  const HalfF old_depth = LoadAs<HalfF>(depth);
+  const HalfMask old_face = LoadAs<HalfMask>(face);
+  const HalfMask nearer = __builtin_convertvector(covered, HalfMask) & (z < old_depth);
+  const HalfF new_depth = nearer ? z : old_depth;
+  const HalfMask new_face = nearer ? HalfMask{} + id : old_face;
+  __builtin_memcpy(depth, &new_depth, sizeof(new_depth));
+  __builtin_memcpy(face, &new_face, sizeof(new_face));
+}
+
+// Edge values are integers below 2^50: doubles hold them exactly.
+void DrawFace(const Triangle& t, int32_t id, const Band& band) {
+  const int64_t first = std::max<int64_t>(t.row_begin, band.row_begin);
+  const int64_t last = std::min<int64_t>(t.row_end, band.row_end - 1);
+  D row_start[3], right[3], down[3], bias[3];
+  for (int i = 0; i < 3; ++i) {
+    const double step = static_cast<double>(t.a[i] * kSubpixels);
+    const double start = static_cast<double>(EdgeAt(t, i, t.column_begin, first));
+    for (int k = 0; k < kDoubles; ++k) row_start[i][k] = start + k * step;
+    right[i] = SetDoubles(kDoubles * step);
+    down[i] = SetDoubles(static_cast<double>(t.b[i] * kSubpixels));
+    bias[i] = SetDoubles(static_cast<double>(t.bias[i]));
+  }
+  float* depth = band.depth + (first - band.row_begin) * band.stride;
+  int32_t* face = band.face + (first - band.row_begin) * band.stride;
+  for (int64_t row = first; row <= last; ++row) {
+    D edge[3] = {row_start[0], row_start[1], row_start[2]};
+    bool inside = false;
+    for (int64_t column = t.column_begin; column <= t.column_end; column += kDoubles) {
+      const DoubleMask covered =
+          (edge[0] >= bias[0]) & (edge[1] >= bias[1]) & (edge[2] >= bias[2]);
+      if (Any(covered)) {
+        KeepNearest(InverseDepth(t, edge), covered, id, depth + column, face + column);
+        inside = true;
+      } else if (inside) {
+        break;
       }
+      for (int i = 0; i < 3; ++i) edge[i] += right[i];
     }
+    for (int i = 0; i < 3; ++i) row_start[i] += down[i];
+    depth += band.stride;
+    face += band.stride;
   }
 }
 
@@ -107,65 +136,107 @@ void Rasterize(Parallel& parallel, const float* points, int64_t num_points,
       binned[cursor[band]++] = static_cast<int32_t>(f);
     }
   }
-  const int64_t band_pixels = kBandRows * width;
-  float* depths = work.depth.Reserve(parallel.num_workers() * band_pixels);
-  parallel.For(num_bands, [&](int64_t band, int64_t worker) {
-    const int64_t row_begin = band * kBandRows;
-    const int64_t row_end = std::min(height, row_begin + kBandRows);
-    int32_t* out = face + row_begin * width;
-    float* depth = depths + worker * band_pixels;
-    std::fill(depth, depth + band_pixels, std::numeric_limits<float>::infinity());
-    std::fill(out, out + (row_end - row_begin) * width, -1);
-    DrawBand(triangles, binned + begin[band], begin[band + 1] - begin[band], width,
-             row_begin, row_end, depth, out);
+  const int64_t stride = width + kDoubles, area = kBandRows * stride;
+  float* depths = work.depth.Reserve(parallel.num_workers() * area);
+  int32_t* ids = work.face.Reserve(parallel.num_workers() * area);
+  parallel.For(num_bands, [&](int64_t index, int64_t worker) {
+    const int64_t row_begin = index * kBandRows;
+    const Band band = {row_begin, std::min(height, row_begin + kBandRows), stride,
+                       depths + worker * area, ids + worker * area};
+    std::fill_n(band.depth, area, std::numeric_limits<float>::infinity());
+    std::fill_n(band.face, area, -1);
+    for (int64_t k = begin[index]; k < begin[index + 1]; ++k) {
+      DrawFace(triangles[binned[k]], binned[k], band);
+    }
+    for (int64_t row = band.row_begin; row < band.row_end; ++row) {
+      std::copy_n(band.face + (row - row_begin) * stride, width, face + row * width);
+    }
   });
 }
 
-// Perspective-correct weights of the corners at a pixel centre, and depth.
-void Interpolate(const float* const corners[3], float centre_x, float centre_y,
-                 float* weights, float* depth) {
-  float x[3], y[3], screen[3];
+// Perspective-correct weights of the corners at pixel centres, and depth.
+void Interpolate(const F corners[3][3], F centre_x, F centre_y, F weights[3], F* depth) {
+  F x[3], y[3], screen[3];
   for (int i = 0; i < 3; ++i) {
     x[i] = corners[i][0] - centre_x;
     y[i] = corners[i][1] - centre_y;
   }
-  float area = 0.0f;
+  F area = Set(0.0f);
   for (int i = 0; i < 3; ++i) {
     const int next = (i + 1) % 3, last = (i + 2) % 3;
     screen[i] = x[next] * y[last] - x[last] * y[next];
-    area += screen[i];
+    area = area + screen[i];
   }
-  const bool sliver = std::fabs(area) < kSliver;
-  float total = 0.0f, screen_total = 0.0f;
+  const F over_area = Set(1.0f) / area;
+  const Mask broad = LessEqual(Set(kSliver), Max(area, Set(0.0f) - area));
+  F total = Set(0.0f), screen_total = Set(0.0f);
   for (int i = 0; i < 3; ++i) {
-    screen[i] = sliver ? 1.0f / 3.0f : Least(Most(screen[i] / area, 0.0f), 1.0f);
+    const F share = Min(Max(screen[i] * over_area, Set(0.0f)), Set(1.0f));
+    screen[i] = Select(broad, share, Set(1.0f / 3.0f));
     weights[i] = screen[i] / corners[i][2];
-    total += weights[i];
-    screen_total += screen[i];
+    total = total + weights[i];
+    screen_total = screen_total + screen[i];
   }
-  for (int i = 0; i < 3; ++i) weights[i] /= total;
-  *depth = screen_total / total;
+  const F over_total = Set(1.0f) / total;
+  for (int i = 0; i < 3; ++i) weights[i] = weights[i] * over_total;
+  *depth = screen_total * over_total;
 }
 
-// For the faces that Rasterize found; zero weights, infinite depth where there is none.
+// Pixels of one row, for the faces that Rasterize found in them; zero weights, infinite
+// depth where there is none.
+void InterpolateRow(const float* points, int64_t num_points, const int32_t* faces,
+                    int64_t num_faces, int64_t width, int64_t row, const int32_t* face,
+                    float* weights, float* depth) {
+  const float nowhere[3] = {0.0f, 0.0f, 1.0f};
+  float lane[kLanes];
+  for (int k = 0; k < kLanes; ++k) lane[k] = k + 0.5f;
+  for (int64_t column = 0; column < width; column += kLanes) {
+    const int64_t lanes = std::min<int64_t>(kLanes, width - column);
+    int32_t nearest[kLanes];
+    std::fill_n(nearest, kLanes, -1);
+    std::copy_n(face + column, lanes, nearest);
+    if (*std::max_element(nearest, nearest + kLanes) < 0) {
+      std::fill_n(weights + 3 * column, 3 * lanes, 0.0f);
+      std::fill_n(depth + column, lanes, INFINITY);
+      continue;
+    }
+    float corner[3][3][kLanes], seen[kLanes];
+    for (int64_t k = 0; k < kLanes; ++k) {
+      const int64_t f = nearest[k];
+      const float* corners[3] = {nowhere, nowhere, nowhere};
+      const bool found = f >= 0 && f < num_faces &&
+                         FindCorners(points, num_points, faces + 3 * f, corners);
+      seen[k] = found ? 1.0f : 0.0f;
+      for (int i = 0; i < 3; ++i) {
+        for (int j = 0; j < 3; ++j) corner[i][j][k] = corners[i][j];
+      }
+    }
+    F gathered[3][3], weight[3], z;
+    for (int i = 0; i < 3; ++i) {
+      for (int j = 0; j < 3; ++j) gathered[i][j] = Load(corner[i][j]);
+    }
+    Interpolate(gathered, Set(column) + Load(lane), Set(row + 0.5f), weight, &z);
+    const Mask something = Less(Set(0.0f), Load(seen));
+    float found_weight[3][kLanes], found_depth[kLanes];
+    for (int i = 0; i < 3; ++i) {
+      Store(found_weight[i], Select(something, weight[i], Set(0.0f)));
+    }
+    Store(found_depth, Select(something, z, Set(INFINITY)));
+    for (int64_t k = 0; k < lanes; ++k) {
+      for (int i = 0; i < 3; ++i) weights[3 * (column + k) + i] = found_weight[i][k];
+    }
+    std::copy_n(found_depth, lanes, depth + column);
+  }
+}
+
 void InterpolateAll(Parallel& parallel, const float* points, int64_t num_points,
                     const int32_t* faces, int64_t num_faces, int64_t width,
                     int64_t height, const int32_t* face, float* weights, float* depth) {
   parallel.For((height + kBandRows - 1) / kBandRows, [&](int64_t band, int64_t) {
     const int64_t row_end = std::min(height, (band + 1) * kBandRows);
     for (int64_t row = band * kBandRows; row < row_end; ++row) {
-      for (int64_t column = 0; column < width; ++column) {
-        const int64_t pixel = row * width + column, f = face[pixel];
-        const float* corners[3];
-        if (f >= 0 && f < num_faces &&
-            FindCorners(points, num_points, faces + 3 * f, corners)) {
-          Interpolate(corners, column + 0.5f, row + 0.5f, weights + 3 * pixel,
-                      depth + pixel);
-        } else {
-          std::fill(weights + 3 * pixel, weights + 3 * pixel + 3, 0.0f);
-          depth[pixel] = std::numeric_limits<float>::infinity();
-        }
-      }
+      InterpolateRow(points, num_points, faces, num_faces, width, row,
+                     face + row * width, weights + 3 * row * width, depth + row * width);
     }
   });
 }

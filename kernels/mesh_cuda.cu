@@ -41,12 +41,13 @@ __device__ inline bool SetUpFace(const MeshProblem& p, int64_t mesh, int64_t fac
 
 __device__ inline void DrawPixel(const MeshProblem& p, int64_t mesh, int64_t face,
                                  const Triangle& t, int64_t column, int64_t row) {
-  const int64_t x = column * kSubpixels + kSubpixels / 2;
-  const int64_t y = row * kSubpixels + kSubpixels / 2;
-  int64_t edge[3];
-  for (int i = 0; i < 3; ++i) edge[i] = t.a[i] * x + t.b[i] * y + t.c[i];
-  if (!Covers(t, edge)) return;
-  const float z = DepthAt(t, edge);
+  double edge[3];
+  for (int i = 0; i < 3; ++i) {
+    const int64_t value = EdgeAt(t, i, column, row);
+    if (value < t.bias[i]) return;
+    edge[i] = static_cast<double>(value);
+  }
+  const float z = static_cast<float>(1.0 / InverseDepth(t, edge));
   if (!(z < INFINITY)) return;
   Packed* pixel = p.pixels + (mesh * p.height + row) * p.width + column;
   const Packed packed = Packed{FloatBits(z)} << 32 | static_cast<uint32_t>(face);

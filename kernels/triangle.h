@@ -86,18 +86,18 @@ GEODIFF_HD bool SetUpTriangle(const float* const vertices[3], int64_t width,
          triangle->row_begin <= triangle->row_end;
 }
 
-// Whether the pixel with these edge values is covered.
-GEODIFF_HD bool Covers(const Triangle& t, const int64_t edge[3]) {
-  return ((edge[0] - t.bias[0]) | (edge[1] - t.bias[1]) | (edge[2] - t.bias[2])) >= 0;
+// The value of an edge at the centre of a pixel.
+GEODIFF_HD int64_t EdgeAt(const Triangle& t, int i, int64_t column, int64_t row) {
+  return t.a[i] * (column * kSubpixels + kSubpixels / 2) +
+         t.b[i] * (row * kSubpixels + kSubpixels / 2) + t.c[i];
 }
 
-// Depth there, perspective-correct.
-GEODIFF_HD float DepthAt(const Triangle& t, const int64_t edge[3]) {
-  const double inverse = (static_cast<double>(edge[0]) * t.inverse_depth[0] +
-                          static_cast<double>(edge[1]) * t.inverse_depth[1] +
-                          static_cast<double>(edge[2]) * t.inverse_depth[2]) *
-                         t.inverse_area;
-  return static_cast<float>(1.0 / inverse);
+// One over the depth, perspective-correct, from edge values: doubles, or vectors of them.
+template <typename Real>
+GEODIFF_HD Real InverseDepth(const Triangle& t, const Real edge[3]) {
+  return (edge[0] * t.inverse_depth[0] + edge[1] * t.inverse_depth[1] +
+          edge[2] * t.inverse_depth[2]) *
+         t.inverse_area;
 }
 
 }  // namespace geodiff
