@@ -6,6 +6,7 @@ since a single photo says nothing about them.
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 
 import flax.struct
@@ -60,6 +61,8 @@ class ReconstructionConfig:
     """Metres: hard bound on the standard deviation of any axis."""
     farthest: float = 0.004
     """Metres: hard bound on the way of any Gaussian from where it started."""
+    capacity_margin: float = 2.0
+    """Room for growth on GPUs, over what the start needs; `splatting.splat_arrays`."""
 
 
 @flax.struct.dataclass
@@ -80,6 +83,8 @@ class State:
     gaussians: Gaussians
     optimizer: optax.OptState
     step: Int[Array, ""]
+    overflow: Bool[Array, ""]
+    """Whether any rendering so far left out Gaussians; see `splatting.Splat`."""
 
 
 def reconstruct(
@@ -99,10 +104,22 @@ def reconstruct(
     config = config or ReconstructionConfig()
     optimizer = make_optimizer(config)
     start = avatar.gaussians
-    state = State(start, optimizer.init(_trainable(start)), jnp.zeros((), jnp.int32))
+    state = State(
+        gaussians=start,
+        optimizer=optimizer.init(_trainable(start)),
+        step=jnp.zeros((), jnp.int32),
+        overflow=jnp.zeros((), bool),
+    )
     gates = learning_gates(avatar, views, config, backend=backend)
     context = (avatar, views, sides, triangle_scales(avatar), gates)
-    fixed = {"optimizer": optimizer, "config": config, "backend": backend}
+    fixed = {
+        "optimizer": optimizer,
+        "config": config,
+        "capacity": _capacity(
+            avatar, views, sides, margin=config.capacity_margin, backend=backend
+        ),
+        "backend": backend,
+    }
     step = jax.jit(functools.partial(train_step, **fixed), donate_argnums=1)
     # Donation consumes the state's buffers; the start must outlive the first step.
     state = jax.tree.map(jnp.copy, state)
@@ -110,6 +127,12 @@ def reconstruct(
         state, values = step(step_key, state, context)
         if on_step is not None:
             on_step(index, values)
+    if state.overflow:
+        warnings.warn(
+            "The fit outgrew its room, and some steps left out the farthest Gaussians: "
+            f"raise capacity_margin from {config.capacity_margin}.",
+            stacklevel=2,
+        )
     return avatar.replace(gaussians=state.gaussians)
 
 
@@ -120,6 +143,7 @@ def train_step(
     *,
     optimizer: optax.GradientTransformation,
     config: ReconstructionConfig,
+    capacity: int | None = None,
     backend: str | None = None,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
     """One gradient step on the photo and on one random side view."""
@@ -131,13 +155,27 @@ def train_step(
 
     def objective(
         trainable: dict[str, Float[Array, "..."]],
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]]:
         current = avatar.replace(gaussians=start.replace(**trainable))
-        terms = _terms(config, backend, current, start, views, sides, view, background)
-        return sum(terms.values(), jnp.zeros(())), terms
+        world = avatar_model.pose(current, current.params)
+
+        def draw(camera: Camera, behind: Float[Array, "3"]) -> splatting.Splat:
+            return splatting.splat(
+                world,
+                avatar_model.colors(world, camera),
+                camera,
+                background=behind,
+                capacity=capacity,
+                backend=backend,
+            )
+
+        terms, overflow = _terms(
+            config, draw, current, start, views, sides, view, background
+        )
+        return sum(terms.values(), jnp.zeros(())), (terms, overflow)
 
     trainable = _trainable(state.gaussians)
-    gradient, terms = jax.grad(objective, has_aux=True)(trainable)
+    gradient, (terms, overflow) = jax.grad(objective, has_aux=True)(trainable)
     updates, inner = optimizer.update(gradient, state.optimizer, trainable)
     # Adam turns any gradient into full steps; what no photo shows must not move.
     updates = jax.tree.map(
@@ -145,7 +183,8 @@ def train_step(
     )
     moved = optax.apply_updates(trainable, updates)
     gaussians = _bounded(start.replace(**moved), start, scales, config)
-    return State(gaussians, inner, state.step + 1), terms
+    overflow |= state.overflow
+    return State(gaussians, inner, state.step + 1, overflow), terms
 
 
 def make_optimizer(config: ReconstructionConfig) -> optax.GradientTransformation:
@@ -237,26 +276,20 @@ def render_sides(
 
 def _terms(
     config: ReconstructionConfig,
-    backend: str | None,
+    draw: Callable[[Camera, Float[Array, "3"]], splatting.Splat],
     current: Avatar,
     start: Gaussians,
     views: tuple[losses.View, ...],
     sides: SideViews,
     view: Int[Array, ""],
     background: Float[Array, "3"],
-) -> dict[str, Float[Array, ""]]:
-    world = avatar_model.pose(current, current.params)
-
-    def draw(camera: Camera, behind: Float[Array, "3"]) -> splatting.Splat:
-        colors = avatar_model.colors(world, camera)
-        return splatting.splat(
-            world, colors, camera, background=behind, backend=backend
-        )
-
-    photo = jnp.zeros(())
+) -> tuple[dict[str, Float[Array, ""]], Bool[Array, ""]]:
+    photo, overflow = jnp.zeros(()), jnp.zeros((), bool)
     for seen in views:
+        drawn = draw(seen.camera, background)
+        overflow |= drawn.overflow
         photo += losses.photometric(
-            draw(seen.camera, background).image,
+            drawn.image,
             seen,
             background=background,
             ssim_weight=config.ssim_weight,
@@ -264,8 +297,9 @@ def _terms(
     side_camera, side_image, solid = jax.tree.map(
         lambda x: x[view], (sides.cameras, sides.images, sides.solid)
     )
-    side = draw(side_camera, jnp.ones(3, world.means.dtype))
-    return {
+    side = draw(side_camera, jnp.ones(3))
+    overflow |= side.overflow
+    terms = {
         "photo": photo / len(views),
         "side": config.side_weight * jnp.mean(jnp.abs(side.image - side_image)),
         "holes": config.hole_weight * losses.holes(side.alpha, solid),
@@ -286,6 +320,38 @@ def _terms(
         "recoloring": config.recolor_weight
         * losses.recoloring(current.gaussians, start),
     }
+    return terms, overflow
+
+
+def _capacity(
+    avatar: Avatar,
+    views: tuple[losses.View, ...],
+    sides: SideViews,
+    *,
+    margin: float,
+    backend: str | None,
+) -> int:
+    """Room for any one rendering of the start, and by `margin` more."""
+    world = avatar_model.pose(avatar, avatar.params)
+    around = [
+        jax.tree.map(lambda x, k=k: x[k], sides.cameras)
+        for k in range(sides.images.shape[0])
+    ]
+    return max(
+        splatting.required_capacity(
+            world.means,
+            world.quaternions,
+            jnp.exp(world.log_scales),
+            world.opacities,
+            camera.camera_from_world.as_matrix()[:3],
+            camera.intrinsics,
+            width=camera.width,
+            height=camera.height,
+            margin=margin,
+            backend=backend,
+        )
+        for camera in [*(view.camera for view in views), *around]
+    )
 
 
 def _trainable(gaussians: Gaussians) -> dict[str, Float[Array, "..."]]:

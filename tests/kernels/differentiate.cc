@@ -62,8 +62,16 @@ inline double Most(double a, double b) { return a < b ? b : a; }
 namespace geodiff {
 namespace {
 
-constexpr int64_t kCount = 40, kChannels = 3, kWidth = 37, kHeight = 29;
+constexpr int64_t kChannels = 3, kWidth = 37, kHeight = 29;
 constexpr int64_t kOutputs = kWidth * kHeight * (kChannels + 2);
+
+// What sets one check apart.
+struct Setting {
+  bool antialiased;
+  int64_t count;
+  double spread;        // Of the centres; the image ends at about 1.8.
+  double most_opacity;  // Alpha is clamped to 0.99.
+};
 
 struct Operand {
   const char* name;
@@ -72,25 +80,26 @@ struct Operand {
 
 struct Problem {
   std::vector<Operand> operands;
-  bool antialiased;
+  Setting setting;
   Workspace work;
 
-  explicit Problem(bool antialiased) : antialiased(antialiased) {
+  explicit Problem(const Setting& setting) : setting(setting) {
+    const int64_t n = setting.count;
     std::mt19937 random(1);
     const auto add = [&](const char* name, int64_t count, double least, double most) {
       std::vector<double> values(count);
       for (double& x : values) x = least + (most - least) * random() / 4294967296.0;
       operands.push_back({name, values, std::vector<double>(count)});
     };
-    add("means", 3 * kCount, -1.0, 1.0);
-    add("quaternions", 4 * kCount, -1.0, 1.0);
-    add("scales", 3 * kCount, 0.05, 0.3);
-    add("opacities", kCount, 0.1, 0.95);
-    add("features", kChannels * kCount, -1.0, 1.0);
+    add("means", 3 * n, -setting.spread, setting.spread);
+    add("quaternions", 4 * n, -1.0, 1.0);
+    add("scales", 3 * n, 0.05, 0.3);
+    add("opacities", n, 0.1, setting.most_opacity);
+    add("features", kChannels * n, -1.0, 1.0);
     add("camera", 12, -0.1, 0.1);
     add("intrinsics", 4, 30.0, 34.0);
     add("background", kChannels, 0.0, 1.0);
-    add("offsets", 2 * kCount, -2.0, 2.0);
+    add("offsets", 2 * n, -2.0, 2.0);
     std::vector<double>& camera = operands[5].values;
     for (int i = 0; i < 3; ++i) camera[5 * i] += 1.0;
     camera[11] += 3.0;
@@ -110,21 +119,21 @@ struct Problem {
     s.intrinsics = at(6);
     s.background = at(7);
     s.offsets = at(8);
-    s.num_gaussians = kCount;
+    s.num_gaussians = setting.count;
     s.num_channels = kChannels;
     s.width = kWidth;
     s.height = kHeight;
     s.near = 0.01;
-    s.antialiased = antialiased;
+    s.antialiased = setting.antialiased;
     return s;
   }
 
   double Loss(Parallel& parallel, const std::vector<double>& weights) {
     std::vector<double> outputs(kOutputs);
-    bool visible[kCount];
+    const std::unique_ptr<bool[]> visible(new bool[setting.count]);
     double* const alpha = outputs.data() + kWidth * kHeight * kChannels;
     Forward(parallel, scene(), work, outputs.data(), alpha, alpha + kWidth * kHeight,
-            visible);
+            visible.get());
     double sum = 0.0;
     for (int64_t i = 0; i < kOutputs; ++i) sum += weights[i] * outputs[i];
     return sum;
@@ -151,9 +160,9 @@ Parallel Alone() {
                                                                        diagnostic));
 }
 
-void Check(bool antialiased) {
+void Check(const Setting& setting) {
   Parallel parallel = Alone();
-  Problem problem(antialiased);
+  Problem problem(setting);
   std::mt19937 random(2);
   std::vector<double> weights(kOutputs);
   for (double& w : weights) w = random() / 2147483648.0 - 1.0;
@@ -188,6 +197,8 @@ void Check(bool antialiased) {
 }  // namespace geodiff
 
 int main() {
-  geodiff::Check(false);
-  geodiff::Check(true);
+  geodiff::Check({false, 40, 1.0, 0.95});
+  geodiff::Check({true, 40, 1.0, 0.95});
+  // Clamped alphas, full pixels, and centres where the Jacobian is clamped.
+  geodiff::Check({false, 150, 2.6, 1.3});
 }

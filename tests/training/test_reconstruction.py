@@ -10,6 +10,7 @@ import pytest
 from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar import preview
 from geodiff_jax.metrics import image as image_metrics
+from geodiff_jax.render import splatting
 from geodiff_jax.training import reconstruction
 from tests.avatar import toy_avatar, toy_head
 
@@ -91,3 +92,26 @@ def test_the_same_key_gives_the_same_avatar():
     )
     np.testing.assert_array_equal(once.gaussians.means, again.gaussians.means)
     np.testing.assert_array_equal(once.gaussians.sh, again.gaussians.sh)
+
+
+def test_gaussians_left_out_for_lack_of_room_are_reported(monkeypatch):
+    """As on a GPU whose lists are too short at one step of the fit."""
+    start = toy_avatar.load()
+    draw, room = splatting.splat, []
+
+    def cramped(gaussians, features, camera, **options):
+        room.append(options.get("capacity"))
+        drawn = draw(gaussians, features, camera, **options)
+        return drawn._replace(overflow=drawn.alpha.max() > 0)
+
+    around = sides(start)
+    monkeypatch.setattr(splatting, "splat", cramped)
+    with pytest.warns(UserWarning, match="raise capacity_margin from 2"):
+        reconstruction.reconstruct(
+            jax.random.key(3),
+            start,
+            (toy_avatar.view(48),),
+            around,
+            config=dataclasses.replace(CONFIG, steps=1),
+        )
+    assert max(x for x in room if x) > 0
