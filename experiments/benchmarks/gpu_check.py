@@ -15,7 +15,7 @@ import xml.etree.ElementTree
 import jax
 from absl import app, flags
 
-from experiments.benchmarks import splatting, timing
+from experiments.benchmarks import heads, splatting, timing
 from geodiff_jax.render import ffi
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -56,9 +56,12 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
     tests = run_tests()
     about = {**timing.machine(), **{f"gpu_{k}": v for k, v in tests.items()}}
+    values = flags.FLAGS
     rows = list(splatting.rows(about))
-    hidden, json_path = splatting.HIDDEN, flags.FLAGS.json
-    timing.report("On this GPU", about, rows, hidden=hidden, json_path=json_path)
+    rows += heads.rows(backend=values.backend, runs=values.runs)
+    timing.report(
+        "On this GPU", about, rows, hidden=splatting.HIDDEN, json_path=values.json
+    )
     sys.exit(1 if tests["failed"] else 0)
 
 

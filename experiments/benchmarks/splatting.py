@@ -1,11 +1,13 @@
 """How fast Gaussians become images, and images gradients.
 
 python -m experiments.benchmarks.splatting [--backend=cpu|cuda|reference] [--json=FILE]
+    [--compare=gsplat]
 
 Heads of 10K, 100K and 1M Gaussians on an ellipsoid, 512 x 512 pixels: "far" (a tenth of
 the image) and "close" (the head fills 70 % of its height); 3 and 16 channels; forward,
 and forward with the gradient of every array. `floor_ms` is what the machine's measured
-arithmetic and memory speed allow; see `floor_seconds`.
+arithmetic and memory speed allow; see `floor_seconds`. With --compare=gsplat each row
+has gsplat's time beside ours, taken right after it, and how far the images differ.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import gsplat_twin, timing
 from geodiff_jax.render import ffi, splatting, splatting_reference
 
 BACKEND = flags.DEFINE_enum(
     "backend", None, ["cpu", "cuda", "reference"], "Default: by platform."
 )
 JSON = flags.DEFINE_string("json", None, "Where to write the table as JSON.")
+COMPARE = flags.DEFINE_enum("compare", None, ["gsplat"], "Timed beside ours on a GPU.")
 RUNS = flags.DEFINE_integer("runs", 50, "Runs per row.", lower_bound=1)
 GAUSSIANS = flags.DEFINE_list("gaussians", "10000,100000,1000000", "Counts.")
 CHANNELS = flags.DEFINE_list("channels", "3,16", "Numbers of feature channels.")
@@ -156,13 +159,31 @@ def rows(about: dict[str, Any]) -> Iterator[timing.Row]:
                         **figures,
                         "floor_ms": floor,
                         "times_floor": figures["median_ms"] / floor,
+                        **compared(scene, kind, step, figures["median_ms"]),
                     }
+
+
+def compared(
+    scene: Scene, kind: str, ours: Callable[[], Any], median_ms: float
+) -> dict[str, float]:
+    """gsplat's time for the same pass, over ours; nothing unless asked for."""
+    if COMPARE.value is None:
+        return {}
+    twin = gsplat_twin.passes(scene, size=SIZE)[kind]
+    theirs = timing.measure(twin, runs=RUNS.value)["median_ms"]
+    found = {"gsplat_ms": theirs, "gsplat_over_ours": theirs / median_ms}
+    if kind == "forward":
+        image = twin().cpu().numpy()
+        found["difference"] = float(np.abs(image - np.asarray(ours().image)).max())
+    return found
 
 
 def main(argv: list[str]) -> None:
     """Measures, prints, writes."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if COMPARE.value and (reason := gsplat_twin.missing()):
+        raise app.UsageError(f"--compare=gsplat: {reason}")
     about = timing.machine()
     table = list(rows(about))
     timing.report(

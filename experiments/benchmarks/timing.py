@@ -4,6 +4,7 @@ Every benchmark writes {"machine": {...}, "rows": [{"op", ..., "median_ms", "min
 "p90_ms", "cpu_ms"}]}.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -98,11 +99,13 @@ def report(
 ) -> None:
     """Prints the table without its `hidden` columns; writes all as JSON if asked to."""
     table = rich.table.Table(title=title)
-    shown = [name for name in rows[0] if name not in hidden]
+    shown = [
+        name for name in dict.fromkeys(itertools.chain(*rows)) if name not in hidden
+    ]
     for name in shown:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(*(_cell(row[name]) for name in shown))
+        table.add_row(*(_cell(row.get(name, "")) for name in shown))
     console = rich.console.Console(width=None if os.isatty(1) else 160)
     console.print(", ".join(f"{k} {_cell(v)}" for k, v in about.items()))
     console.print(table)

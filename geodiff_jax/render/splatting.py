@@ -123,6 +123,10 @@ def splat_arrays(
     backend says otherwise. Reverse mode only, except for backend "reference". Share
     cameras among devices by `jax.shard_map(..., check_vma=False)`: kernels do not say
     over which axes their results vary.
+
+    Raises:
+      ValueError: shapes or options that do not fit; which, and what was expected.
+      TypeError: arrays of complex numbers or of no numbers.
     """
     if depth not in (None, "accumulated", "expected"):
         raise ValueError(
@@ -130,7 +134,7 @@ def splat_arrays(
         )
     means = jnp.asarray(means)
     background = jnp.zeros(features.shape[1:]) if background is None else background
-    _check_shapes(
+    _check(
         means=(means, (None, 3)),
         quaternions=(quaternions, (means.shape[0], 4)),
         scales=(scales, (means.shape[0], 3)),
@@ -144,7 +148,7 @@ def splat_arrays(
     if offsets is None:
         offsets = jnp.zeros((*batch, 0, 2))  # The kernels take the hint.
     else:
-        _check_shapes(offsets=(offsets, (*batch, means.shape[0], 2)))
+        _check(offsets=(offsets, (*batch, means.shape[0], 2)))
     exact = means.dtype == jnp.float64 and backend not in ("cpu", "cuda")
     operands = [
         jnp.asarray(x, jnp.float64 if exact else jnp.float32)
@@ -241,7 +245,7 @@ def required_capacity(
     return max(1, int(np.ceil(int(wanted) * margin)))
 
 
-def _check_shapes(**arrays: tuple[jax.Array, tuple[int | None, ...]]) -> None:
+def _check(**arrays: tuple[jax.Array, tuple[int | None, ...]]) -> None:
     for name, (array, expected) in arrays.items():
         shape = tuple(array.shape)
         if len(shape) != len(expected) or any(
@@ -249,6 +253,8 @@ def _check_shapes(**arrays: tuple[jax.Array, tuple[int | None, ...]]) -> None:
         ):
             wanted = tuple("any" if e is None else e for e in expected)
             raise ValueError(f"Expected {name} of shape {wanted}, got {shape}.")
+        if not jnp.isdtype(array.dtype, ("bool", "integral", "real floating")):
+            raise TypeError(f"Expected {name} to be real numbers, got {array.dtype}.")
 
 
 def _depth(

@@ -65,3 +65,11 @@ def test_the_gpu_check_says_that_there_is_no_gpu():
     done = run("gpu_check")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("gpu_check: jax runs on cpu")
+
+
+def test_a_comparison_that_cannot_be_made_is_refused():
+    done = run("splatting", "--compare=gsplat", "--gaussians=300", "--runs=1")
+    if done.returncode == 0:
+        assert "gsplat over ours" in " ".join(done.stdout.split())
+    else:
+        assert "--compare=gsplat: " in done.stderr and "Traceback" not in done.stderr

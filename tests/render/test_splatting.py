@@ -735,6 +735,21 @@ def test_more_than_65535_tiles(backend):
     assert (np.asarray(wide.image[:4000]) == arrays["background"]).all()
 
 
+@pytest.mark.parametrize(
+    "backend", ["cpu", "cuda", pytest.param(EMULATED, marks=pytest.mark.slow)]
+)
+def test_thousands_of_gaussians_in_one_tile(backend):
+    arrays = scene(3000, 2, size=16)
+    arrays["opacities"] *= 0.1
+    size = {"width": 16, "height": 16}
+    result, found = render_with_gradients(arrays, backend, **size)
+    expected, wanted = render_with_gradients(arrays, "reference", **size)
+    assert result.visible.sum() > 2000
+    np.testing.assert_allclose(result.image, expected.image, atol=1e-5)
+    for name in NAMES:
+        assert relative(found[name], wanted[name]) < 1e-4, name
+
+
 @pytest.mark.slow
 def test_ten_million_pairs_of_a_gaussian_and_a_tile(kernels):
     arrays = scene(40_000, 1, size=256)
@@ -777,6 +792,15 @@ def test_wrong_arguments_are_named():
         render(arrays, depth="median")
     with pytest.raises(ValueError, match=r"offsets of shape \(5, 2\), got \(1, 2\)"):
         render(arrays | {"offsets": np.zeros((1, 2))})
+    with pytest.raises(TypeError, match="means to be real numbers, got complex64"):
+        render(arrays | {"means": arrays["means"].astype(np.complex64)})
+
+
+def test_whole_numbers_are_numbers():
+    arrays = scene(5)
+    whole = arrays | {"features": np.arange(15).reshape(5, 3)}
+    same = arrays | {"features": np.arange(15.0).reshape(5, 3)}
+    np.testing.assert_array_equal(render(whole).image, render(same).image)
 
 
 # Reproducible bits -----------------------------------------------------------------
