@@ -39,13 +39,13 @@ class Note:
         """Keeps the state."""
         self.state = state
 
-    def made(self, build: Build) -> Any:
+    def _made(self, build: Build) -> Any:
         """The data that this stands for."""
         raise ValueError(f"{type(self).__name__} stands for no data")
 
 
 class _DType(Note):
-    def made(self, build: Build) -> np.dtype:
+    def _made(self, build: Build) -> np.dtype:
         code = self.arguments[0]
         if not re.fullmatch(r"[?biufcSUO]\d*", code):
             raise ValueError(f"arrays of {code!r} are not read")
@@ -57,7 +57,7 @@ class _DType(Note):
 class _Array(Note):
     """By `_reconstruct`, which is told nothing: all is in the state."""
 
-    def made(self, build: Build) -> np.ndarray:
+    def _made(self, build: Build) -> np.ndarray:
         _, shape, dtype, by_columns, data = self.state
         dtype = build(dtype)
         if dtype.hasobject:
@@ -69,13 +69,13 @@ class _Array(Note):
 class _BufferArray(Note):
     """By `_frombuffer` of pickle's protocol 5."""
 
-    def made(self, build: Build) -> np.ndarray:
+    def _made(self, build: Build) -> np.ndarray:
         data, dtype, shape, order = self.arguments
         return array_of_bytes(as_bytes(build(data)), build(dtype), shape, order=order)
 
 
 class _Scalar(Note):
-    def made(self, build: Build) -> np.generic:
+    def _made(self, build: Build) -> np.generic:
         dtype, data = self.arguments
         return array_of_bytes(as_bytes(build(data)), build(dtype), ())[()]
 
@@ -83,14 +83,14 @@ class _Scalar(Note):
 class _Chumpy(Note):
     """chumpy.ch.Ch, an array with a gradient: the array is its `x`."""
 
-    def made(self, build: Build) -> np.ndarray:
+    def _made(self, build: Build) -> np.ndarray:
         return build(self.state["x"])
 
 
 class _Sparse(Note):
     by_columns: ClassVar[bool]
 
-    def made(self, build: Build) -> np.ndarray:
+    def _made(self, build: Build) -> np.ndarray:
         """Dense."""
         state = self.state
         shape = build(state["_shape" if "_shape" in state else "shape"])
@@ -121,7 +121,7 @@ class _SparseRows(_Sparse):
 class _Bytes(Note):
     """By codecs.encode or bytearray: how older protocols write bytes."""
 
-    def made(self, build: Build) -> bytes:
+    def _made(self, build: Build) -> bytes:
         if not self.arguments:
             return b""
         text, *encoding = map(build, self.arguments)
@@ -130,18 +130,26 @@ class _Bytes(Note):
         return text.encode(*encoding) if isinstance(text, str) else as_bytes(text)
 
 
-def _reconstructor(cls: type, base: type, state: Any) -> Any:
-    """copyreg's, for the classes of old protocols."""
-    del base, state
-    if not issubclass(cls, Note):
-        raise ValueError(f"{cls.__name__} is nothing to build on")
-    return cls()
+class _EmptyArray(Note):
+    """`_reconstruct`: an array that is told its content later."""
+
+    def __new__(cls, *_: Any) -> Note:
+        return _Array()
+
+
+class _Empty(Note):
+    """copyreg's `_reconstructor`: any other thing that is told its content later."""
+
+    def __new__(cls, kind: type, *_: Any) -> Note:
+        if not issubclass(kind, Note):
+            raise ValueError(f"{kind.__name__} is nothing to build on")
+        return kind()
 
 
 TABLE: Mapping[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _DType,
-    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy.core.multiarray", "_reconstruct"): _EmptyArray,
     ("numpy.core.multiarray", "scalar"): _Scalar,
     ("numpy.core.numeric", "_frombuffer"): _BufferArray,
     ("chumpy.ch", "Ch"): _Chumpy,
@@ -150,7 +158,7 @@ TABLE: Mapping[tuple[str, str], Any] = {
     ("scipy.sparse.csr", "csr_matrix"): _SparseRows,
     ("scipy.sparse.csr", "csr_array"): _SparseRows,
     ("collections", "OrderedDict"): dict,
-    ("copyreg", "_reconstructor"): _reconstructor,
+    ("copyreg", "_reconstructor"): _Empty,
     ("builtins", "object"): object,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
@@ -159,7 +167,8 @@ TABLE: Mapping[tuple[str, str], Any] = {
     ("builtins", "bytes"): _Bytes,
     ("_codecs", "encode"): _Bytes,
 }
-"""Stand-ins by (module, name)."""
+"""Stand-ins by (module, name). All are classes that no pickle can write to: their
+attributes are Python's, or they take states as notes."""
 
 _MODULES = {
     "__builtin__": "builtins",
@@ -282,12 +291,14 @@ class _Reader(pickle.Unpickler):
         self._table, self._persistent = table, persistent
 
     def find_class(self, module: str, name: str) -> Any:
+        """The stand-in."""
         key = (_MODULES.get(module, module), name)
         if key not in self._table:
             raise _RefusedError(f"{module}.{name}")
         return self._table[key]
 
     def persistent_load(self, pid: Any) -> Any:
+        """What the file's own layout keeps elsewhere."""
         if self._persistent is None:
             raise _RefusedError("references to things outside of it")
         return self._persistent(pid)
@@ -346,7 +357,7 @@ class _Builder:
 
     def _new(self, value: Any) -> Any:
         if isinstance(value, Note):
-            return value.made(self)
+            return value._made(self)
         if type(value) is dict:
             return {self(k): self(v) for k, v in value.items()}
         if type(value) in (list, tuple, set, frozenset):

@@ -49,7 +49,7 @@ def _storage_type(name: str) -> type[_StorageType]:
 class _Storage(pickles.Note):
     """(its bytes, or what finds them; type) of numbers that tensors share."""
 
-    def made(self, build: pickles.Build) -> np.ndarray:
+    def _made(self, build: pickles.Build) -> np.ndarray:
         find, dtype = self.arguments
         data = find()
         if len(data) % dtype.itemsize:
@@ -61,12 +61,12 @@ class _Storage(pickles.Note):
 class _StorageOfBytes(pickles.Note):
     """A storage that torch.save wrote into a pickle."""
 
-    def made(self, build: pickles.Build) -> np.ndarray:
+    def _made(self, build: pickles.Build) -> np.ndarray:
         return load(build(self.arguments[0]), name="a storage")
 
 
 class _Tensor(pickles.Note):
-    def made(self, build: pickles.Build) -> np.ndarray:
+    def _made(self, build: pickles.Build) -> np.ndarray:
         storage, offset, size, stride = (build(x) for x in self.arguments[:4])
         if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
             raise ValueError(f"no tensor has size {size} and stride {stride}")
@@ -83,7 +83,7 @@ class _Tensor(pickles.Note):
 
 
 class _Parameter(pickles.Note):
-    def made(self, build: pickles.Build) -> np.ndarray:
+    def _made(self, build: pickles.Build) -> np.ndarray:
         return build(self.arguments[0])
 
 

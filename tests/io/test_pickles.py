@@ -15,7 +15,7 @@ import scipy.sparse
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from geodiff_jax.io import pickles
+from geodiff_jax.io import pickles, torch_files
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -168,6 +168,16 @@ def test_functions_are_refused_by_name(function):
     written = pickle.dumps(Call(function, "1"))
     with pytest.raises(ValueError, match=rf"holds [\w.]+{function.__name__}, and only"):
         pickles.load(written)
+
+
+@pytest.mark.parametrize("table", [pickles.TABLE, torch_files.TABLE])
+def test_no_stand_in_can_be_written_to(table):
+    for (module, name), stand_in in table.items():
+        # BUILD, with attributes to set.
+        written = f"\x80\x02c{module}\n{name}\nN}}U\x05valueK\x01s\x86b."
+        with pytest.raises(ValueError, match="torn or no pickle"):
+            pickles.load(written.encode("latin-1"), table=table)
+        assert not hasattr(stand_in, "value")
 
 
 @pytest.mark.parametrize(
