@@ -1,6 +1,8 @@
 """A tracked head: what importers and trackers return, whatever they read."""
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from geodiff_jax.geometry.camera import Camera
@@ -45,3 +47,37 @@ def check(track: Track, model: head_model.HeadModel) -> None:
                 f"Expected {name} of shape {(track.num_frames, *expected.shape)} in "
                 f"the track, got {shape}; fit the recording again."
             )
+
+
+def check_cameras(
+    track: Track,
+    model: head_model.HeadModel,
+    *,
+    least_share: float = 0.5,
+    most_frames: int = 32,
+) -> None:
+    """Raises ValueError for a frame whose head no camera sees: wrong axes or units.
+
+    A camera sees the head if `least_share` of its vertices (ours) lie in the image and
+    before the camera. Looks at `most_frames` frames at most, evenly spread.
+    """
+    step = -(-track.num_frames // most_frames)
+    params = jax.tree.map(lambda x: x[::step], track.params)
+    points = head_model.vertices(model, params)
+    views = track.cameras.intrinsics.shape[:1]
+    for index, alone in zip(track.frame_ids[::step], points, strict=True):
+        posed = jnp.broadcast_to(alone, (*views, *alone.shape))
+        pixels, depth = (np.asarray(x) for x in track.cameras.project(posed))
+        size = (track.cameras.width, track.cameras.height)
+        before = depth > 0
+        inside = before & np.all((pixels >= 0) & (pixels < size), axis=-1)
+        if inside.mean(axis=-1).max() >= least_share:
+            continue
+        view = inside.mean(axis=-1).argmax()
+        place = "outside its image" if before[view].all() else "behind it"
+        centre = np.median(np.asarray(track.cameras.to_camera(posed))[view], axis=0)
+        raise ValueError(
+            f"Expected a camera that sees the head in frame {index}; camera {view} has "
+            f"it {place}, at x, y, z = {centre.round(3).tolist()} metres: check axes, "
+            "units and the direction of the poses."
+        )

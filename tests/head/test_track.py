@@ -45,3 +45,38 @@ def test_track_passes_through_jit(heads):
     same = jax.jit(lambda t: t)(recording)
     np.testing.assert_array_equal(same.params.rotation, recording.params.rotation)
     assert same.frame_ids == (0, 5, 7)
+
+
+def seen(heads, *, translation, rotation=(np.pi, 0.0, 0.0)):
+    model, recording = heads
+    params = recording.params.replace(
+        translation=jax.numpy.tile(jax.numpy.asarray(translation), (3, 1)),
+        rotation=jax.numpy.tile(jax.numpy.asarray(rotation), (3, 1)),
+    )
+    return recording.replace(params=params)
+
+
+def test_a_head_before_the_camera_is_seen(heads):
+    track.check_cameras(seen(heads, translation=(0.0, 0.0, 1.0)), heads[0])
+
+
+@pytest.mark.parametrize(
+    ("translation", "message"),
+    [
+        ((0.0, 0.0, -1.0), "in frame 0; camera 0 has it behind it"),
+        ((1.0, 0.0, 1.0), "has it outside its image, at x, y, z = .*metres"),
+        ((0.0, 0.0, 0.05), "behind it"),
+    ],
+)
+def test_a_head_that_no_camera_sees_is_refused(heads, translation, message):
+    with pytest.raises(ValueError, match=message):
+        track.check_cameras(seen(heads, translation=translation), heads[0])
+
+
+def test_one_camera_of_several_is_enough(heads):
+    model, recording = heads
+    good = seen(heads, translation=(0.0, 0.0, 1.0))
+    away = jaxlie.SE3.from_translation(jax.numpy.asarray([[9.0, 0.0, 0.0], [0.0] * 3]))
+    lens = jax.numpy.tile(recording.cameras.intrinsics, (2, 1))
+    both = recording.cameras.replace(camera_from_world=away, intrinsics=lens)
+    track.check_cameras(good.replace(cameras=both), model)

@@ -1,0 +1,194 @@
+"""FlowFace folders, CAP4D's input (002): FLAME fits and cameras as they are handed out.
+
+`fit.npz` holds fx, fy, cx, cy (c, 1) in pixels, extr (c, 4, 4) world to OpenCV camera,
+resolutions (c, 2) height and width; shape (150,), expr (t, 65), rot and tra (t, 3),
+eye_rot (t, 3), and at times neck_rot and jaw_rot (t, 3). Rotations are axis-angle. The
+head's world has y up and z towards the viewer; half a turn about x makes it that of
+the cameras.
+"""
+
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import jaxlie
+import numpy as np
+from jaxtyping import Float
+
+from geodiff_jax.geometry.camera import Camera
+from geodiff_jax.head import model as head_model
+from geodiff_jax.head.track import Track
+
+HEAD_VERSION = "flame2023_no_jaw"
+"""FLAME 2023 without jaw, its 65th expression a blink."""
+NUM_IDENTITY, NUM_EXPRESSIONS = 150, 65
+
+_VIEWER_FROM_CAMERA = np.diag([1.0, -1.0, -1.0])
+
+
+def read(path: str | os.PathLike) -> Track:
+    """The track of a FlowFace folder, or of its fit.npz.
+
+    A file of expressions alone, without a shape, gets the mean one: it can drive.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: arrays are missing, not finite, or do not fit together.
+    """
+    file = pathlib.Path(path)
+    file = file / "fit.npz" if file.is_dir() else file
+    arrays = _arrays(file)
+    frames = len(_rows(arrays, "expr", NUM_EXPRESSIONS, file))
+    shape = _rows(arrays, "shape", NUM_IDENTITY, file, default=1)
+    if len(shape) != 1:
+        raise ValueError(f"Expected one shape in {file}, got {len(shape)}.")
+
+    def per_frame(name: str, *, default: int | None = None) -> np.ndarray:
+        rows = _rows(arrays, name, 3, file, default=default)
+        if len(rows) != frames:
+            raise ValueError(
+                f"Expected {name} for the {frames} frames of {file}, got {len(rows)}."
+            )
+        return rows
+
+    own = jaxlie.SO3.exp(jnp.asarray(per_frame("rot"), jnp.float32))
+    turn = jaxlie.SO3.from_matrix(jnp.asarray(_VIEWER_FROM_CAMERA, jnp.float32))
+    eyes = per_frame("eye_rot")
+    params = {
+        "identity": np.broadcast_to(shape, (frames, NUM_IDENTITY)),
+        "expression": _rows(arrays, "expr", NUM_EXPRESSIONS, file),
+        "eyelids": np.zeros((frames, 2)),
+        "neck": per_frame("neck_rot", default=frames),
+        "jaw": per_frame("jaw_rot", default=frames),
+        "eyes": np.stack([eyes, eyes], axis=1),
+        "rotation": (turn @ own).log(),
+        "translation": per_frame("tra") @ _VIEWER_FROM_CAMERA,
+    }
+    return Track(
+        params=head_model.HeadParams(
+            **{name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+        ),
+        cameras=_cameras(arrays, file),
+        frame_ids=tuple(range(frames)),
+        head_version=HEAD_VERSION,
+    )
+
+
+def read_trajectory(path: str | os.PathLike) -> Camera:
+    """A moving camera, such as orbit.npz: one pose and lens per frame, (t,).
+
+    Raises as `read`.
+    """
+    file = pathlib.Path(path)
+    return _cameras(_arrays(file), file)
+
+
+def read_expressions(
+    path: str | os.PathLike,
+) -> tuple[Float[np.ndarray, "n 65"], Float[np.ndarray, "n 3"]]:
+    """(expressions, rotations of both eyes) of a database of single frames.
+
+    Raises as `read`.
+    """
+    file = pathlib.Path(path)
+    arrays = _arrays(file)
+    expressions = _rows(arrays, "expr", NUM_EXPRESSIONS, file)
+    eyes = _rows(arrays, "eye_rot", 3, file)
+    if len(expressions) != len(eyes):
+        raise ValueError(
+            f"Expected as many eye_rot as expr in {file}, got {len(eyes)} and "
+            f"{len(expressions)}."
+        )
+    return expressions, eyes
+
+
+def read_references(path: str | os.PathLike) -> tuple[tuple[str, int], ...]:
+    """(camera, frame) of each reference in reference_images.json; the first is the
+    view that others are relative to.
+
+    Raises as `read`.
+    """
+    file = pathlib.Path(path)
+    try:
+        entries = json.loads(file.read_text())
+        found = tuple((str(camera), int(frame)) for camera, frame in entries)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file at {file}.") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Expected pairs of camera and frame in {file}, got something else."
+        ) from error
+    if not found or min(frame for _, frame in found) < 0:
+        raise ValueError(f"Expected at least one reference in {file}, from frame 0 on.")
+    return found
+
+
+def _arrays(file: pathlib.Path) -> Mapping[str, np.ndarray]:
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file at {file}.") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(
+            f"Expected arrays in {file}, got a file that cannot be read ({error})."
+        ) from error
+
+
+def _rows(
+    arrays: Mapping[str, np.ndarray],
+    name: str,
+    width: int,
+    file: pathlib.Path,
+    *,
+    default: int | None = None,
+) -> np.ndarray:
+    """An array as (n, width); `default` rows of zeros if it may be missing."""
+    if name not in arrays:
+        if default is not None:
+            return np.zeros((default, width))
+        raise ValueError(f"Expected {name} in {file}, got {', '.join(sorted(arrays))}.")
+    array = np.atleast_2d(arrays[name])
+    if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
+        raise ValueError(
+            f"Expected {name} of {width} numbers a row in {file}, got the shape "
+            f"{arrays[name].shape}."
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"Expected finite {name} in {file}, got NaN or infinity.")
+    return array
+
+
+def _cameras(arrays: Mapping[str, np.ndarray], file: pathlib.Path) -> Camera:
+    """All that the file has; `resolution` (2,) stands for one of each."""
+    lens = [_rows(arrays, name, 1, file) for name in ("fx", "fy", "cx", "cy")]
+    sizes = "resolution" if "resolution" in arrays else "resolutions"
+    resolutions = np.unique(_rows(arrays, sizes, 2, file), axis=0)
+    extrinsics = arrays.get("extr", np.zeros(0))
+    count = len(lens[0])
+    if extrinsics.shape != (count, 4, 4) or any(len(x) != count for x in lens):
+        raise ValueError(
+            f"Expected extr, fx, fy, cx and cy for as many cameras in {file}, got extr "
+            f"of shape {extrinsics.shape} and {[len(x) for x in lens]}."
+        )
+    if len(resolutions) != 1:
+        raise ValueError(
+            f"Expected views of one size in {file}, got {resolutions.tolist()}; resize "
+            "images and lenses first."
+        )
+    rotations = extrinsics[:, :3, :3]
+    gram = rotations @ np.swapaxes(rotations, 1, 2)
+    if not (
+        np.abs(gram - np.eye(3)).max() < 1e-3 and (np.linalg.det(rotations) > 0).all()
+    ):
+        raise ValueError(f"Expected rigid extr in {file}, got something else.")
+    height, width = (int(n) for n in resolutions[0])
+    return Camera(
+        jaxlie.SE3.from_matrix(jnp.asarray(extrinsics, jnp.float32)),
+        jnp.asarray(np.concatenate(lens, axis=1), jnp.float32),
+        width,
+        height,
+    )

@@ -1,0 +1,191 @@
+"""CAP4D's fits become tracks; the shared ones prove the axes."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from geodiff_jax.geometry import camera as cameras
+from geodiff_jax.head import lbs
+from geodiff_jax.tracking import flowface
+from tests.conftest import shared_data
+
+FRAMES = 4
+
+
+@pytest.fixture
+def arrays():
+    """A fit of two views and four frames, as handed out."""
+    random = np.random.default_rng(0)
+    poses = np.tile(np.eye(4, dtype=np.float32), (2, 1, 1))
+    poses[1, 0, 3] = 0.1
+    return {
+        **{name: np.full((2, 1), 900.0) for name in ("fx", "fy")},
+        "cx": np.full((2, 1), 320.0),
+        "cy": np.full((2, 1), 240.0),
+        "extr": poses,
+        "resolutions": np.array([[480, 640], [480, 640]]),
+        "shape": random.normal(size=150),
+        "expr": random.normal(size=(FRAMES, 65)),
+        "rot": 0.3 * random.normal(size=(FRAMES, 3)),
+        "tra": random.normal(size=(FRAMES, 3)) * 0.02 + [0.0, 0.0, -1.2],
+        "eye_rot": 0.2 * random.normal(size=(FRAMES, 3)),
+        "fps": np.array(24),
+    }
+
+
+def write(folder, arrays):
+    np.savez(folder / "fit.npz", **arrays)
+    return folder
+
+
+def test_a_fit_becomes_a_track(tmp_path, arrays):
+    found = flowface.read(write(tmp_path, arrays))
+    assert found.head_version == "flame2023_no_jaw" and found.num_frames == FRAMES
+    assert (found.cameras.width, found.cameras.height) == (640, 480)
+    np.testing.assert_allclose(found.cameras.intrinsics[1], [900, 900, 320, 240])
+    np.testing.assert_allclose(found.params.expression, arrays["expr"], rtol=1e-6)
+    np.testing.assert_allclose(found.params.identity[3], arrays["shape"], rtol=1e-6)
+    np.testing.assert_allclose(found.params.eyes[:, 1], arrays["eye_rot"], rtol=1e-6)
+    assert not found.params.neck.any() and not found.params.jaw.any()
+
+
+def test_the_heads_world_is_turned_into_the_cameras(tmp_path, arrays):
+    found = flowface.read(write(tmp_path, arrays)).params
+    point = jnp.asarray([0.03, -0.02, 0.05])
+    turn = np.diag([1.0, -1.0, -1.0])
+    own = lbs.rotation_matrices(jnp.asarray(arrays["rot"], jnp.float32))
+    wanted = (own @ point + arrays["tra"]) @ turn
+    ours = lbs.rotation_matrices(found.rotation) @ point + found.translation
+    np.testing.assert_allclose(ours, wanted, atol=1e-6)
+    assert (ours[:, 2] > 1.0).all(), "before the camera"
+
+
+def test_lincoln_lies_where_the_dense_alignment_saw_him():
+    """Template and pose against FlowFace's own pixels of all 5,023 vertices.
+
+    Without the licensed shapes some 8 pixels remain, and where the template's frame
+    lies is unknown: it is fitted. Wrong axes leave far more.
+    """
+    topology = shared_data("flame_topology/head_template_mesh.obj")
+    folder = shared_data("cap4d_fits/lincoln")
+    lines = (line.split() for line in topology.read_text().splitlines())
+    template = np.array([x[1:4] for x in lines if x and x[0] == "v"], np.float64)
+    with np.load(folder / "alignment.npz") as stored:
+        seen = stored["vertex_coords"][0, 0].astype(np.float64)
+    found = flowface.read(folder)
+    assert (found.cameras.width, found.cameras.height) == (600, 800)
+    error = residual(found.frame(0), found.cameras, template, seen)
+    assert error < 10
+    mirrored = found.params.replace(rotation=-found.params.rotation)
+    wrong = found.replace(params=mirrored).frame(0)
+    assert residual(wrong, found.cameras, template, seen) > 2 * error
+
+
+def residual(params, camera, template, seen):
+    """Median distance in pixels, after the best shift of the template: linear."""
+    rotation = np.asarray(lbs.rotation_matrices(params.rotation), np.float64)
+    fx, fy, cx, cy = np.asarray(camera.intrinsics[0], np.float64)
+    directions = (seen - [cx, cy]) / [fx, fy]
+    turned = template @ rotation.T
+    # (x + s_x) - u (z + s_z) = 0, and the same in y: least squares for the shift s.
+    count = len(seen)
+    zeros, ones = np.zeros(count), np.ones(count)
+    rows = np.concatenate(
+        [
+            np.stack([ones, zeros, -directions[:, 0]], 1),
+            np.stack([zeros, ones, -directions[:, 1]], 1),
+        ]
+    )
+    sides = (directions * turned[:, 2:] - turned[:, :2]).T.reshape(-1)
+    shift = np.linalg.lstsq(rows, sides, rcond=None)[0]
+    moved = turned + shift
+    pixels = moved[:, :2] / moved[:, 2:] * [fx, fy] + [cx, cy]
+    return np.median(np.linalg.norm(pixels - seen, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"), [("sequence_00", 384), ("sequence_01", 576)]
+)
+def test_shared_sequences_and_their_orbits(name, frames):
+    folder = shared_data(f"cap4d_fits/{name}")
+    found = flowface.read(folder)
+    assert found.num_frames == frames
+    assert not found.params.identity.any(), "it has none: it drives"
+    orbit = flowface.read_trajectory(folder / "orbit.npz")
+    assert orbit.intrinsics.shape == (frames, 4)
+    # The orbit's cameras look at the head.
+    centre = jnp.mean(found.params.translation, axis=0)
+    pixels, depth = orbit.project(jnp.broadcast_to(centre, (frames, 1, 3)))
+    assert (depth > 0.3).all()
+    middle = np.array([orbit.width, orbit.height]) / 2
+    assert np.abs(np.median(pixels[:, 0], axis=0) - middle).max() < middle.min()
+
+
+def test_the_shared_database_of_expressions():
+    path = shared_data("cap4d_fits/expression_database.npz")
+    expressions, eyes = flowface.read_expressions(path)
+    assert expressions.shape == (1000, 65) and eyes.shape == (1000, 3)
+
+
+def test_references_are_pairs(tmp_path):
+    path = tmp_path / "reference_images.json"
+    path.write_text(json.dumps([["cam0", 0], ["cam1", 7]]))
+    assert flowface.read_references(path) == (("cam0", 0), ("cam1", 7))
+    for wrong in ("[]", "{}", "[[1]]", '[["cam0", -1]]', "no json"):
+        path.write_text(wrong)
+        with pytest.raises(
+            ValueError, match=r"Expected .* in .*reference_images\.json"
+        ):
+            flowface.read_references(path)
+
+
+def without(name):
+    return lambda x: {k: v for k, v in x.items() if k != name}
+
+
+def with_(name, change):
+    return lambda x: x | {name: change(x[name])}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("expr"), "Expected expr in"),
+        (without("fx"), "Expected fx in"),
+        (without("extr"), "as many cameras"),
+        (with_("expr", lambda x: x[:, :50]), "expr of 65 numbers a row"),
+        (with_("expr", lambda x: x[:0]), "expr of 65 numbers a row"),
+        (with_("shape", lambda x: x[:100]), "shape of 150 numbers a row"),
+        (with_("rot", lambda x: x[:2]), "rot for the 4 frames"),
+        (with_("tra", lambda x: x * np.nan), "finite tra"),
+        (with_("extr", lambda x: 2 * x), "rigid extr"),
+        (with_("extr", lambda x: x * [1, 1, -1, 1]), "rigid extr"),
+        (with_("resolutions", lambda x: x + [[0, 0], [1, 0]]), "views of one size"),
+    ],
+)
+def test_damaged_fits_are_said_to_be(tmp_path, arrays, damage, message):
+    with pytest.raises(ValueError, match=message):
+        flowface.read(write(tmp_path, damage(arrays)))
+
+
+def test_torn_and_missing_files(tmp_path, arrays):
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        flowface.read(tmp_path)
+    write(tmp_path, arrays)
+    whole = (tmp_path / "fit.npz").read_bytes()
+    (tmp_path / "fit.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be read"):
+        flowface.read(tmp_path)
+
+
+@pytest.mark.parametrize("frames", [1, 10_000])
+def test_short_and_long_sequences(tmp_path, arrays, frames):
+    names = ("expr", "rot", "tra", "eye_rot")
+    long = {
+        name: np.resize(arrays[name], (frames, arrays[name].shape[1])) for name in names
+    }
+    found = flowface.read(write(tmp_path, arrays | long))
+    assert found.num_frames == frames
+    assert isinstance(found.cameras, cameras.Camera)
