@@ -130,6 +130,13 @@ class _Bytes(Note):
         return text.encode(*encoding) if isinstance(text, str) else as_bytes(text)
 
 
+class _OrderedDict(dict):
+    """Attributes, as torch gives them to its state dicts, are dropped."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Keeps nothing."""
+
+
 class _EmptyArray(Note):
     """`_reconstruct`: an array that is told its content later."""
 
@@ -157,7 +164,7 @@ TABLE: Mapping[tuple[str, str], Any] = {
     ("scipy.sparse.csc", "csc_array"): _SparseColumns,
     ("scipy.sparse.csr", "csr_matrix"): _SparseRows,
     ("scipy.sparse.csr", "csr_array"): _SparseRows,
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): _OrderedDict,
     ("copyreg", "_reconstructor"): _Empty,
     ("builtins", "object"): object,
     ("builtins", "set"): set,
@@ -358,7 +365,7 @@ class _Builder:
     def _new(self, value: Any) -> Any:
         if isinstance(value, Note):
             return value._made(self)
-        if type(value) is dict:
+        if type(value) in (dict, _OrderedDict):
             return {self(k): self(v) for k, v in value.items()}
         if type(value) in (list, tuple, set, frozenset):
             return type(value)(self(v) for v in value)

@@ -1,5 +1,6 @@
 """Files of torch.save come back as arrays; without torch, so the test writes them."""
 
+import collections
 import contextlib
 import io
 import pickle
@@ -133,6 +134,16 @@ def test_tensors_come_back_in_every_layout_and_type(write, kind):
     weight = found["state_dict"]["weight"]
     assert weight.dtype == array.dtype
     np.testing.assert_array_equal(weight, array)
+
+
+@each_layout
+def test_state_dicts_lose_their_attributes(write):
+    state = collections.OrderedDict(weight=Tensor(np.ones(2)))
+    state._metadata = collections.OrderedDict({"": {"version": 1}})
+    found = torch_files.load(write(state))
+    assert type(found) is dict
+    np.testing.assert_array_equal(found.pop("weight"), [1, 1])
+    assert not found
 
 
 @each_layout
