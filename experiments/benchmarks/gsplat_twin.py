@@ -14,13 +14,16 @@ def missing() -> str | None:
     try:
         import gsplat  # noqa: F401
         import torch
-    except ImportError as error:
+    except Exception as error:  # What does not fit together raises much else.
         return f"{error}; install torch for CUDA and gsplat."
     return None if torch.cuda.is_available() else "torch finds no GPU."
 
 
 def passes(scene: Sequence[jax.Array], *, size: int) -> dict[str, Step]:
     """What `splatting.passes` times, of the same name: the image, once it is there.
+
+    All but the intrinsics gets gradients, which gsplat has none for. Two libraries share
+    the GPU's memory: run with XLA_PYTHON_CLIENT_PREALLOCATE=false.
 
     Args:
       scene: a `splatting.Scene`.
@@ -37,6 +40,7 @@ def passes(scene: Sequence[jax.Array], *, size: int) -> dict[str, Step]:
     arrays = [tensor(x).requires_grad_() for x in gaussians]
     view = torch.eye(4, device="cuda")
     view[:3] = tensor(camera_from_world)
+    view.requires_grad_()
     fx, fy, cx, cy = np.asarray(intrinsics)
     lens = tensor(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float32))
     weights = torch.randn(size, size, arrays[4].shape[1], device="cuda")
@@ -56,7 +60,7 @@ def passes(scene: Sequence[jax.Array], *, size: int) -> dict[str, Step]:
     def both() -> Any:
         image, alpha = render()
         loss = (image * weights).sum() + alpha.sum()
-        torch.autograd.grad(loss, arrays)
+        torch.autograd.grad(loss, [*arrays, view])
         torch.cuda.synchronize()
         return image.detach()
 

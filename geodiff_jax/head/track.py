@@ -58,26 +58,29 @@ def check_cameras(
 ) -> None:
     """Raises ValueError for a frame whose head no camera sees: wrong axes or units.
 
-    A camera sees the head if `least_share` of its vertices (ours) lie in the image and
-    before the camera. Looks at `most_frames` frames at most, evenly spread.
+    A camera sees the head if `least_share` of its vertices lie in the image and before
+    the camera (0.5 is ours). Looks at `most_frames` frames at most, evenly spread.
     """
-    step = -(-track.num_frames // most_frames)
+    step = max(1, -(-track.num_frames // most_frames))
     params = jax.tree.map(lambda x: x[::step], track.params)
     points = head_model.vertices(model, params)
     views = track.cameras.intrinsics.shape[:1]
+    size = (track.cameras.width, track.cameras.height)
     for index, alone in zip(track.frame_ids[::step], points, strict=True):
         posed = jnp.broadcast_to(alone, (*views, *alone.shape))
         pixels, depth = (np.asarray(x) for x in track.cameras.project(posed))
-        size = (track.cameras.width, track.cameras.height)
         before = depth > 0
         inside = before & np.all((pixels >= 0) & (pixels < size), axis=-1)
-        if inside.mean(axis=-1).max() >= least_share:
+        share = inside.mean(axis=-1)
+        if share.max() >= least_share:
             continue
-        view = inside.mean(axis=-1).argmax()
-        place = "outside its image" if before[view].all() else "behind it"
+        view = share.argmax()
         centre = np.median(np.asarray(track.cameras.to_camera(posed))[view], axis=0)
+        if not np.isfinite(centre).all():
+            raise ValueError(f"Expected finite parameters in frame {index}, got NaN.")
+        place = "outside its image" if before[view].mean() > 0.5 else "behind it"
         raise ValueError(
-            f"Expected a camera that sees the head in frame {index}; camera {view} has "
-            f"it {place}, at x, y, z = {centre.round(3).tolist()} metres: check axes, "
-            "units and the direction of the poses."
+            f"Expected a camera that sees the head in frame {index}; the head lies "
+            f"{place} for camera {view}, at x, y, z = {centre.round(3).tolist()} "
+            "metres: check axes, units and the direction of the poses."
         )

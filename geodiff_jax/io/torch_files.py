@@ -5,7 +5,6 @@ pickles that hold tensors (FLAME's landmark embeddings). See `pickles` for what 
 """
 
 import io
-import math
 import os
 import zipfile
 from collections.abc import Callable
@@ -19,83 +18,88 @@ from geodiff_jax.io import pickles
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C
 _OLD_VERSION = 1001
 
-Finder = Callable[[], bytes]
-"""Finds a storage's bytes, once they have been read."""
-
 _DTYPES = {
-    "Double": "float64",
-    "Float": "float32",
-    "Half": "float16",
-    "BFloat16": ml_dtypes.bfloat16,
-    "Long": "int64",
-    "Int": "int32",
-    "Short": "int16",
-    "Char": "int8",
-    "Byte": "uint8",
-    "Bool": "bool",
+    "DoubleStorage": np.dtype("float64"),
+    "FloatStorage": np.dtype("float32"),
+    "HalfStorage": np.dtype("float16"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("int64"),
+    "IntStorage": np.dtype("int32"),
+    "ShortStorage": np.dtype("int16"),
+    "CharStorage": np.dtype("int8"),
+    "ByteStorage": np.dtype("uint8"),
+    "BoolStorage": np.dtype("bool"),
 }
 
-
-class _StorageType(pickles.Note):
-    """Named, but never made."""
-
-    dtype: np.dtype
+_STORAGE = ("torch", "a storage")
+"""Notes on numbers that tensors share: dtype, count, what finds the bytes."""
 
 
-def _storage_type(name: str) -> type[_StorageType]:
-    return type(f"{name}Storage", (_StorageType,), {"dtype": np.dtype(_DTYPES[name])})
+def make_storage(note: pickles.Note, build: pickles.Builder) -> np.ndarray:
+    """A flat array."""
+    dtype, count, find = note.items
+    return pickles.array_of_bytes(find(), dtype, (count,), budget=build.budget)
 
 
-class _Storage(pickles.Note):
-    """(its bytes, or what finds them; type) of numbers that tensors share."""
-
-    def _made(self, build: pickles.Build) -> np.ndarray:
-        find, dtype = self.arguments
-        data = find()
-        if len(data) % dtype.itemsize:
-            raise ValueError(f"{len(data)} bytes are no {dtype}")
-        shape = (len(data) // dtype.itemsize,)
-        return pickles.array_of_bytes(data, dtype, shape)
-
-
-class _StorageOfBytes(pickles.Note):
-    """A storage that torch.save wrote into a pickle."""
-
-    def _made(self, build: pickles.Build) -> np.ndarray:
-        return load(build(self.arguments[0]), name="a storage")
+def make_inner_storage(note: pickles.Note, build: pickles.Builder) -> np.ndarray:
+    """A storage that torch.save wrote into a pickle, in its older layout."""
+    content = build(build.arguments(note, 1, 1)[0])
+    if type(content) is not bytes or not _is_old(content):
+        raise ValueError("a storage is none")
+    inner, _ = _old_notes(content, _WITHOUT_INNER)
+    if type(inner) is not pickles.Note or inner.kind != _STORAGE:
+        raise ValueError("a storage is none")
+    return make_storage(inner, build)
 
 
-class _Tensor(pickles.Note):
-    def _made(self, build: pickles.Build) -> np.ndarray:
-        storage, offset, size, stride = (build(x) for x in self.arguments[:4])
-        if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-            raise ValueError(f"no tensor has size {size} and stride {stride}")
-        if math.prod(size) > pickles.MOST_ELEMENTS:
-            raise ValueError(f"a tensor of {size} is not read")
-        steps = zip(size, stride, strict=True)
-        last = offset + sum((n - 1) * step for n, step in steps)
-        if math.prod(size) and last >= len(storage):
-            raise ValueError(f"a tensor of {size} reaches beyond its storage")
-        strides = [step * storage.itemsize for step in stride]
-        # An empty tensor may start at the end.
-        start = storage[min(offset, len(storage)) :]
-        return np.lib.stride_tricks.as_strided(start, size, strides).copy()
+def make_tensor(note: pickles.Note, build: pickles.Builder) -> np.ndarray:
+    """A copy of what a tensor shows of its storage."""
+    storage, offset, size, stride, *rest = build.arguments(note, 4, 7)
+    kinds = (_STORAGE, ("torch.storage", "_load_from_bytes"))
+    if type(storage) is not pickles.Note or storage.kind not in kinds:
+        raise ValueError("a tensor has no storage")
+    if len(rest) == 3 and build(rest[2]):
+        raise ValueError("tensors that are conjugate or negated views are not read")
+    values, size, stride = build(storage), build(size), build(stride)
+    whole = [offset, *size, *stride]
+    if any(type(n) is not int or n < 0 for n in whole) or len(size) != len(stride):
+        raise ValueError("the size or stride of a tensor is none")
+    build.budget.spend(tuple(size), values.dtype)
+    if 0 in size:
+        return np.zeros(size, values.dtype)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if last >= len(values):
+        raise ValueError("a tensor reaches beyond its storage")
+    strides = [step * values.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(values[offset:], size, strides).copy()
 
 
-class _Parameter(pickles.Note):
-    def _made(self, build: pickles.Build) -> np.ndarray:
-        return build(self.arguments[0])
+def make_parameter(note: pickles.Note, build: pickles.Builder) -> np.ndarray:
+    """Its tensor."""
+    return build(build.arguments(note, 1, 4)[0])
 
 
-TABLE = {
+def make_size(note: pickles.Note, build: pickles.Builder) -> tuple:
+    """torch.Size, a tuple."""
+    return tuple(build(build.arguments(note, 1, 1)[0]))
+
+
+def refuse_type(note: pickles.Note, build: pickles.Builder) -> Any:
+    """Types of storages are named, never made."""
+    del build
+    raise ValueError(f"{note.kind[1]} stands for no data")
+
+
+_WITHOUT_INNER = {
     **pickles.TABLE,
-    **{("torch", f"{name}Storage"): _storage_type(name) for name in _DTYPES},
-    ("torch._utils", "_rebuild_tensor"): _Tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
-    ("torch._utils", "_rebuild_parameter"): _Parameter,
-    ("torch.storage", "_load_from_bytes"): _StorageOfBytes,
-    ("torch", "Size"): tuple,
+    **{("torch", name): refuse_type for name in _DTYPES},
+    _STORAGE: make_storage,
+    ("torch._utils", "_rebuild_tensor"): make_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): make_tensor,
+    ("torch._utils", "_rebuild_parameter"): make_parameter,
+    ("torch", "Size"): make_size,
 }
+TABLE = {**_WITHOUT_INNER, ("torch.storage", "_load_from_bytes"): make_inner_storage}
 """`pickles.TABLE` and tensors."""
 
 
@@ -114,49 +118,37 @@ def read(path: str | os.PathLike) -> Any:
 
 def load(content: bytes, *, name: str = "this file") -> Any:
     """As `read`, from memory; `name` is for messages."""
-    if content.startswith(b"PK"):
-        return _load_zip(io.BytesIO(content), name)
-    if _is_old(content):
-        return _load_old(io.BytesIO(content), name)
-    return pickles.load(content, name=name, table=TABLE)
+    if not content.startswith(b"PK") and not _is_old(content):
+        return pickles.load(content, name=name, table=TABLE)
+    with pickles.said_of(name):
+        notes_of = _zip_notes if content.startswith(b"PK") else _old_notes
+        notes, table = notes_of(content, TABLE)
+        return pickles.Builder(table, pickles.Budget(len(content)))(notes)
 
 
-def _load_zip(stream: io.BytesIO, name: str) -> Any:
-    try:
-        archive = zipfile.ZipFile(stream)
-        (program,) = (x for x in archive.namelist() if x.endswith("/data.pkl"))
-        folder = program.removesuffix("data.pkl")
-        content = _entry(archive, program)
-        order = f"{folder}byteorder"
-        if order in archive.namelist() and _entry(archive, order) != b"little":
-            raise ValueError("big-endian")
-    except Exception as error:  # zipfile raises a dozen kinds.
-        raise ValueError(
-            f"{name} is an archive, but none that torch.save writes here ({error})."
-        ) from error
+def _zip_notes(content: bytes, table: dict) -> tuple[Any, dict]:
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    programs = [x for x in archive.namelist() if x.endswith("/data.pkl")]
+    if len(programs) != 1:
+        raise ValueError("it is an archive, but none that torch.save writes")
+    folder = programs[0].removesuffix("data.pkl")
+    order = f"{folder}byteorder"
+    if order in archive.namelist() and _entry(archive, order) != b"little":
+        raise ValueError("it is big-endian")
+    program = io.BytesIO(_entry(archive, programs[0]))
 
-    def finder(key: str, count: int, item_size: int) -> Finder:
-        return lambda: _entry(archive, f"{folder}data/{key}", size=count * item_size)
+    def finder(key: str) -> Callable[[], bytes]:
+        return lambda: _entry(archive, f"{folder}data/{key}")
 
-    notes = pickles.notes_of(
-        io.BytesIO(content),
-        name=name,
-        table=TABLE,
-        persistent=lambda pid: _storage(pid, finder),
-    )
-    return pickles.made_of(notes, name=name)
+    references = _References(finder)
+    return pickles.take_notes(program, table, persistent=references.note), table
 
 
-def _entry(archive: zipfile.ZipFile, name: str, *, size: int | None = None) -> bytes:
-    """An entry, of `size` bytes; torch does not compress."""
-    try:
-        info = archive.getinfo(name)
-    except KeyError as error:
-        raise ValueError(f"{name} is missing") from error
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Not compressed, as torch leaves it: no larger than the file."""
+    info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{name} is compressed")
-    if size is not None and info.file_size != size:
-        raise ValueError(f"{name} has {info.file_size} bytes, not {size}")
+        raise ValueError("its entries are compressed, which torch.save does not")
     return archive.read(info)
 
 
@@ -165,35 +157,55 @@ def _is_old(content: bytes) -> bool:
     return content.startswith(b"\x80\x02\x8a\x0a" + _OLD_MAGIC.to_bytes(10, "little"))
 
 
-def _load_old(stream: io.BytesIO, name: str) -> Any:
+def _old_notes(content: bytes, table: dict) -> tuple[Any, dict]:
     """Magic, version and system; the object; the storages' names; their numbers."""
+    stream = io.BytesIO(content)
     held: dict[str, bytes] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-
-    def finder(key: str, count: int, item_size: int) -> Finder:
-        sizes[key] = (count, item_size)
-        return lambda: held[key]
+    references = _References(lambda key: lambda: held[key])
 
     def following(persistent: Callable[[Any], Any] | None = None) -> Any:
-        return pickles.notes_of(stream, name=name, table=TABLE, persistent=persistent)
+        return pickles.take_notes(stream, table, persistent=persistent)
 
-    _, version, system = following(), following(), following()
-    if version != _OLD_VERSION or not system.get("little_endian", True):
-        raise ValueError(f"{name} was written by an unknown version, or big-endian.")
-    notes = following(lambda pid: _storage(pid, finder))
-    for key in following():
-        count, item_size = sizes.get(key, (0, 0))
+    _, version, _ = following(), following(), following()
+    if version != _OLD_VERSION:
+        raise ValueError("it was written by an unknown version of torch.save")
+    notes = following(references.note)
+    names = pickles.Builder({}, pickles.Budget(0))(following())
+    for key in names if type(names) is list else []:
+        if type(key) is not str or key not in references.storages:
+            raise ValueError("it holds a storage that nothing refers to")
+        dtype, count, _ = references.storages[key].items
         found = int.from_bytes(stream.read(8), "little")
-        held[key] = stream.read(count * item_size)
-        if found != count or len(held[key]) != count * item_size:
-            raise ValueError(f"{name} is torn: its storage {key} is not complete.")
-    return pickles.made_of(notes, name=name)
+        held[key] = stream.read(count * dtype.itemsize)
+        if found != count or len(held[key]) != count * dtype.itemsize:
+            raise ValueError("it is torn: a storage is not complete")
+    return notes, table
 
 
-def _storage(pid: Any, finder: Callable[[str, int, int], Finder]) -> _Storage:
-    """("storage", type, key, device, count, and in old files what it is a view of)."""
-    kind, of_type, key, _, count, *view = pid
-    if kind != "storage" or not issubclass(of_type, _StorageType) or any(view):
-        raise ValueError(f"{pid[:1]} is no reference to a storage")
-    dtype = of_type.dtype
-    return _Storage(finder(str(key), count, dtype.itemsize), dtype)
+class _References:
+    """One note for each storage, however many tensors refer to it."""
+
+    def __init__(self, finder: Callable[[str], Callable[[], bytes]]) -> None:
+        self.finder = finder
+        self.storages: dict[str, pickles.Note] = {}
+
+    def note(self, pid: Any) -> pickles.Note:
+        """("storage", type, key, device, count, and in old files a view, or None)."""
+        items = pid.items if type(pid) is pickles.Note and pid.kind == "tuple" else []
+        if (
+            len(items) not in (5, 6)
+            or items[0] != "storage"
+            or items[5:] not in ([], [None])
+        ):
+            raise ValueError("a reference leads to no storage")
+        _, of_type, key, _, count = items[:5]
+        dtype = _DTYPES.get(pickles.name_of(of_type)[1])
+        if dtype is None or type(key) is not str or type(count) is not int:
+            raise ValueError("a reference leads to no storage")
+        if not 0 <= count < 2**48:
+            raise ValueError("the size of a storage is none")
+        new = pickles.Note(_STORAGE, [dtype, count, self.finder(key)])
+        old = self.storages.setdefault(key, new)
+        if old.items[:2] != new.items[:2]:
+            raise ValueError("a storage has two types or sizes")
+        return old

@@ -84,7 +84,7 @@ class State:
     optimizer: optax.OptState
     step: Int[Array, ""]
     overflow: Bool[Array, ""]
-    """Whether any rendering so far left out Gaussians; see `splatting.Splat`."""
+    """Whether any step so far left out Gaussians; see `splatting.Splat`."""
 
 
 def reconstruct(
@@ -110,14 +110,15 @@ def reconstruct(
         step=jnp.zeros((), jnp.int32),
         overflow=jnp.zeros((), bool),
     )
-    gates = learning_gates(avatar, views, config, backend=backend)
+    room = _capacity(
+        avatar, views, sides, margin=config.capacity_margin, backend=backend
+    )
+    gates = learning_gates(avatar, views, config, capacity=room, backend=backend)
     context = (avatar, views, sides, triangle_scales(avatar), gates)
     fixed = {
         "optimizer": optimizer,
         "config": config,
-        "capacity": _capacity(
-            avatar, views, sides, margin=config.capacity_margin, backend=backend
-        ),
+        "capacity": room,
         "backend": backend,
     }
     step = jax.jit(functools.partial(train_step, **fixed), donate_argnums=1)
@@ -213,6 +214,7 @@ def learning_gates(
     views: tuple[losses.View, ...],
     config: ReconstructionConfig,
     *,
+    capacity: int | None = None,
     backend: str | None = None,
 ) -> dict[str, Float[Array, " n"]]:
     """Share of its rate, in [0, 1], at which each Gaussian's attributes learn.
@@ -221,7 +223,8 @@ def learning_gates(
     on the face keeps all but its colour: that layer closes every hole, whatever lies
     over it.
     """
-    share = evidence(avatar, views, backend=backend) / config.full_evidence
+    seen = evidence(avatar, views, capacity=capacity, backend=backend)
+    share = seen / config.full_evidence
     shown = coloring.stretch_confidence(avatar.head, avatar.params)
     face = avatar.binding.face
     share *= jnp.maximum(jnp.asarray(shown), config.folded_rate)[face]
@@ -233,7 +236,11 @@ def learning_gates(
 
 
 def evidence(
-    avatar: Avatar, views: tuple[losses.View, ...], *, backend: str | None = None
+    avatar: Avatar,
+    views: tuple[losses.View, ...],
+    *,
+    capacity: int | None = None,
+    backend: str | None = None,
 ) -> Float[Array, " n"]:
     """How many pixels' worth of the photo each Gaussian answers for, at the start.
 
@@ -244,7 +251,9 @@ def evidence(
     def total(marks: Float[Array, "n 1"]) -> Float[Array, ""]:
         answer = jnp.zeros(())
         for view in views:
-            image = splatting.splat(world, marks, view.camera, backend=backend).image
+            image = splatting.splat(
+                world, marks, view.camera, capacity=capacity, backend=backend
+            ).image
             answer += jnp.sum(image[..., 0] * (view.region | view.empty))
         return answer
 

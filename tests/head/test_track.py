@@ -63,9 +63,9 @@ def test_a_head_before_the_camera_is_seen(heads):
 @pytest.mark.parametrize(
     ("translation", "message"),
     [
-        ((0.0, 0.0, -1.0), "in frame 0; camera 0 has it behind it"),
-        ((1.0, 0.0, 1.0), "has it outside its image, at x, y, z = .*metres"),
-        ((0.0, 0.0, 0.05), "behind it"),
+        ((0.0, 0.0, -1.0), "in frame 0; the head lies behind it for camera 0"),
+        ((1.0, 0.0, 1.0), "outside its image for camera 0, at x, y, z = .*metres"),
+        ((0.0, 0.0, np.nan), "finite parameters in frame 0"),
     ],
 )
 def test_a_head_that_no_camera_sees_is_refused(heads, translation, message):

@@ -167,7 +167,7 @@ def test_views_share_a_storage(write):
     ("change", "message"),
     [
         ({"offset": 20}, "reaches beyond its storage"),
-        ({"offset": -1}, "no tensor has size"),
+        ({"offset": -1}, "the size or stride of a tensor is none"),
     ],
 )
 def test_views_beyond_their_storage_are_refused(write, change, message):
@@ -189,7 +189,7 @@ def test_archives_of_others_are_refused():
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(ValueError, match=r"x\.zip is an archive, but none"):
+    with pytest.raises(ValueError, match=r"x\.zip cannot be read: it is an archive"):
         torch_files.load(stream.getvalue(), name="x.zip")
 
 
@@ -199,8 +199,71 @@ def test_storages_of_another_size_are_refused():
 
     tensor = Tensor(np.arange(6, dtype=np.float32))
     tensor.storage = Longer(tensor.array)
-    with pytest.raises(ValueError, match="has 24 bytes, not 48"):
+    with pytest.raises(ValueError, match="24 bytes do not fill an array of float64"):
         torch_files.load(zip_file([tensor]))
+
+
+class Rebuilt:
+    """A tensor of anything."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
+
+
+NARROW = (np.uint8(16), np.uint8(16))  # Their product is 0 in eight bits.
+
+
+@each_layout
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((200, 0)), 0, (199,), (1,), False, {}), "has no storage"),
+        ((np.array([None] * 4), 0, (4,), (1,), False, {}), "has no storage"),
+        ((Storage(np.zeros(1)), 0, NARROW, (1, 1), False, {}), "is none"),
+        ((Storage(np.zeros(1)), np.int64(0), (1,), (1,), False, {}), "is none"),
+        ((Storage(np.zeros(9)), 0, (9,), (1,), False, {}, {"neg": True}), "negated"),
+        ((Storage(np.zeros(1)), 0, (2**28,), (0,), False, {}), "larger than the file"),
+        ((Storage(np.zeros(1)), 0, (2**800,) * 30, (0,) * 30, False, {}), "be read"),
+        ((Storage(np.zeros(1)), 0, (), (1,), False, {}), "is none"),
+    ],
+)
+def test_no_tensor_reaches_memory_of_others(write, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        torch_files.load(write([Rebuilt(*arguments)]))
+
+
+@each_layout
+def test_many_views_of_a_byte_are_too_many(write):
+    base = np.zeros(1, np.uint8)
+    views = [Tensor(np.broadcast_to(base, (2**22,)), storage=base) for _ in range(40)]
+    with pytest.raises(ValueError, match="far larger than the file"):
+        torch_files.load(write(views))
+
+
+def test_storages_do_not_nest():
+    inside = plain_pickle(Tensor(np.zeros(3)))
+    assert torch_files.load(inside).shape == (3,)
+    storage = Storage(np.frombuffer(inside, np.uint8))
+    nested = old_file([Rebuilt(storage, 0, (3,), (1,), False, {})]).replace(
+        b"torch\nByteStorage", b"torch.storage\n_load_from_bytes"
+    )
+    with pytest.raises(ValueError):
+        torch_files.load(nested)
+
+
+@pytest.mark.parametrize("system", [None, [], {"little_endian": True}])
+@pytest.mark.parametrize("names", [None, 3, [[]], ["other"], {}])
+def test_old_files_of_other_parts_are_refused(system, names):
+    program, _ = pickled({"weight": Tensor(np.ones(2))}, old=True)
+    parts = (0x1950A86A20F9469CFC6C, 1001, system, program, names)
+    content = b"".join(
+        x if isinstance(x, bytes) else pickle.dumps(x, protocol=2) for x in parts
+    )
+    with pytest.raises(ValueError):
+        torch_files.load(content)
 
 
 @pytest.mark.parametrize("write", [zip_file, old_file, plain_pickle])

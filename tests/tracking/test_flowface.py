@@ -1,5 +1,6 @@
 """CAP4D's fits become tracks; the shared ones prove the axes."""
 
+import contextlib
 import json
 
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def test_lincoln_lies_where_the_dense_alignment_saw_him():
     """Template and pose against FlowFace's own pixels of all 5,023 vertices.
 
     Without the licensed shapes some 8 pixels remain, and where the template's frame
-    lies is unknown: it is fitted. Wrong axes leave far more.
+    lies is unknown: it is fitted, and must lie inside. Wrong axes leave far more.
     """
     topology = shared_data("flame_topology/head_template_mesh.obj")
     folder = shared_data("cap4d_fits/lincoln")
@@ -76,15 +77,21 @@ def test_lincoln_lies_where_the_dense_alignment_saw_him():
         seen = stored["vertex_coords"][0, 0].astype(np.float64)
     found = flowface.read(folder)
     assert (found.cameras.width, found.cameras.height) == (600, 800)
-    error = residual(found.frame(0), found.cameras, template, seen)
+    error, shift = residual(found.frame(0), found.cameras, template, seen)
     assert error < 10
+    # What was fitted is where the template's own frame lies: in its head.
+    params = found.frame(0)
+    turn = np.asarray(lbs.rotation_matrices(params.rotation), np.float64)
+    origin = -turn.T @ (shift - np.asarray(params.translation, np.float64))
+    inside = (template.min(axis=0) < origin) & (origin < template.max(axis=0))
+    assert inside.all(), origin
     mirrored = found.params.replace(rotation=-found.params.rotation)
     wrong = found.replace(params=mirrored).frame(0)
-    assert residual(wrong, found.cameras, template, seen) > 2 * error
+    assert residual(wrong, found.cameras, template, seen)[0] > 2 * error
 
 
 def residual(params, camera, template, seen):
-    """Median distance in pixels, after the best shift of the template: linear."""
+    """(median distance in pixels, shift) after the best shift of the template."""
     rotation = np.asarray(lbs.rotation_matrices(params.rotation), np.float64)
     fx, fy, cx, cy = np.asarray(camera.intrinsics[0], np.float64)
     directions = (seen - [cx, cy]) / [fx, fy]
@@ -102,7 +109,7 @@ def residual(params, camera, template, seen):
     shift = np.linalg.lstsq(rows, sides, rcond=None)[0]
     moved = turned + shift
     pixels = moved[:, :2] / moved[:, 2:] * [fx, fy] + [cx, cy]
-    return np.median(np.linalg.norm(pixels - seen, axis=1))
+    return np.median(np.linalg.norm(pixels - seen, axis=1)), shift
 
 
 @pytest.mark.parametrize(
@@ -162,7 +169,14 @@ def with_(name, change):
         (with_("tra", lambda x: x * np.nan), "finite tra"),
         (with_("extr", lambda x: 2 * x), "rigid extr"),
         (with_("extr", lambda x: x * [1, 1, -1, 1]), "rigid extr"),
+        (with_("extr", lambda x: x + np.nan), "finite extr"),
+        (with_("extr", lambda x: x + [0, 0, 0, 0.5]), "rigid extr"),
         (with_("resolutions", lambda x: x + [[0, 0], [1, 0]]), "views of one size"),
+        (with_("resolutions", lambda x: x - 640), "positive lenses and sizes"),
+        (with_("resolutions", lambda x: x + 0.5), "whole pixels"),
+        (with_("fy", lambda x: -x), "positive lenses and sizes"),
+        (with_("expr", lambda x: x.astype(str)), "finite expr"),
+        (with_("expr", lambda x: x + 1j), "finite expr"),
     ],
 )
 def test_damaged_fits_are_said_to_be(tmp_path, arrays, damage, message):
@@ -177,6 +191,20 @@ def test_torn_and_missing_files(tmp_path, arrays):
     whole = (tmp_path / "fit.npz").read_bytes()
     (tmp_path / "fit.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cannot be read"):
+        flowface.read(tmp_path)
+    np.savez_compressed(tmp_path / "fit.npz", **arrays)
+    whole = (tmp_path / "fit.npz").read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for at in random.integers(len(whole), size=3):
+            damaged[at] = random.integers(256)
+        (tmp_path / "fit.npz").write_bytes(damaged)
+        with contextlib.suppress(ValueError):
+            flowface.read(tmp_path)
+    with (tmp_path / "fit.npz").open("wb") as stream:
+        np.save(stream, np.zeros(3))
+    with pytest.raises(ValueError, match=r"Expected an \.npz"):
         flowface.read(tmp_path)
 
 
