@@ -22,8 +22,8 @@ def missing() -> str | None:
 def passes(scene: Sequence[jax.Array], *, size: int) -> dict[str, Step]:
     """What `splatting.passes` times, of the same name: the image, once it is there.
 
-    All but the intrinsics gets gradients, which gsplat has none for. Two libraries share
-    the GPU's memory: run with XLA_PYTHON_CLIENT_PREALLOCATE=false.
+    All but the intrinsics, for which gsplat has none, gets gradients. Two libraries
+    share the GPU's memory: run with XLA_PYTHON_CLIENT_PREALLOCATE=false.
 
     Args:
       scene: a `splatting.Scene`.
