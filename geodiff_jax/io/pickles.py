@@ -299,7 +299,7 @@ def load(
         is_npy = content.startswith(np.lib.format.MAGIC_PREFIX)
         if is_npy:
             _skip_header(stream)
-        note = take_notes(stream, table)
+        note = take_notes(stream, table=table)
         data = Builder(table, Budget(len(content)))(note)
         if is_npy and not isinstance(data, np.ndarray):
             raise ValueError("its object is no array")
@@ -364,8 +364,8 @@ def array_of_bytes(
 
 def take_notes(
     stream: io.BytesIO,
-    table: Mapping[Name, Maker] = TABLE,
     *,
+    table: Mapping[Name, Maker] = TABLE,
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
     """What the next pickle of a stream describes; `persistent` answers its references.

@@ -141,7 +141,7 @@ def _zip_notes(content: bytes, table: dict) -> tuple[Any, dict]:
         return lambda: _entry(archive, f"{folder}data/{key}")
 
     references = _References(finder)
-    return pickles.take_notes(program, table, persistent=references.note), table
+    return pickles.take_notes(program, table=table, persistent=references.note), table
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -164,7 +164,7 @@ def _old_notes(content: bytes, table: dict) -> tuple[Any, dict]:
     references = _References(lambda key: lambda: held[key])
 
     def following(persistent: Callable[[Any], Any] | None = None) -> Any:
-        return pickles.take_notes(stream, table, persistent=persistent)
+        return pickles.take_notes(stream, table=table, persistent=persistent)
 
     _, version, _ = following(), following(), following()
     if version != _OLD_VERSION:
