@@ -7,13 +7,14 @@ file. Nothing that wrote it, like chumpy, scipy or Python 2, is needed.
 """
 
 import codecs
+import contextlib
 import io
 import math
 import os
 import pathlib
 import pickletools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,9 @@ class Note:
 
     __slots__ = ("items", "kind", "pairs", "state")
 
-    def __init__(self, kind: "str | Name", items: list[Any]) -> None:
-        """A container ("list", "tuple", "set", "dict"), or what `TABLE` names."""
+    def __init__(self, kind: "str | Name | Maker", items: list[Any]) -> None:
+        """A container ("list", "tuple", "set", "dict"), or made as `TABLE` says; or by
+        a maker that no table has, and so no pickle can ask for."""
         self.kind, self.items = kind, items
         self.pairs: list[Any] = []
         self.state: Any = None
@@ -115,7 +117,8 @@ class Builder:
             return {_hashable(self(x)) for x in note.items}
         if note.kind == "dict":
             return self.dict_of(note.pairs)
-        return self.table[note.kind](note, self)
+        maker = note.kind if callable(note.kind) else self.table[note.kind]
+        return maker(note, self)
 
 
 Maker = Callable[[Note, Builder], Any]
@@ -316,27 +319,19 @@ def file_bytes(path: str | os.PathLike) -> bytes:
         raise kind(f"There is no file at {path} that can be read.") from None
 
 
-class said_of:  # noqa: N801 a context, as contextlib's.
+@contextlib.contextmanager
+def said_of(name: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes one sentence, a ValueError, about `name`."""
-
-    def __init__(self, name: str) -> None:
-        """For a file of this name."""
-        self.name = name
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """Puts the name to an error."""
-        del kind, trace
-        if isinstance(error, RefusedError):
-            raise ValueError(
-                f"{self.name} holds {error}, and only arrays, numbers, text and "
-                "containers of them are read; convert it in the program that wrote it."
-            ) from None
-        if isinstance(error, Exception):
-            said = str(error).partition("\n")[0][:200] or type(error).__name__
-            raise ValueError(f"{self.name} cannot be read: {said}.") from error
+    try:
+        yield
+    except RefusedError as refused:
+        raise ValueError(
+            f"{name} holds {refused}, and only arrays, numbers, text and containers of "
+            "them are read; convert it in the program that wrote it."
+        ) from None
+    except Exception as error:
+        said = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"{name} cannot be read: {said}.") from error
 
 
 class RefusedError(Exception):

@@ -31,12 +31,12 @@ _DTYPES = {
     "BoolStorage": np.dtype("bool"),
 }
 
-_STORAGE = ("torch", "a storage")
-"""Notes on numbers that tensors share: dtype, count, what finds the bytes."""
-
 
 def make_storage(note: pickles.Note, build: pickles.Builder) -> np.ndarray:
-    """A flat array."""
+    """Numbers that tensors share, flat: of dtype, count, and what finds the bytes.
+
+    In no table: only references make such notes, no pickle can name it.
+    """
     dtype, count, find = note.items
     return pickles.array_of_bytes(find(), dtype, (count,), budget=build.budget)
 
@@ -47,7 +47,7 @@ def make_inner_storage(note: pickles.Note, build: pickles.Builder) -> np.ndarray
     if type(content) is not bytes or not _is_old(content):
         raise ValueError("a storage is none")
     inner, _ = _old_notes(content, _WITHOUT_INNER)
-    if type(inner) is not pickles.Note or inner.kind != _STORAGE:
+    if type(inner) is not pickles.Note or inner.kind is not make_storage:
         raise ValueError("a storage is none")
     return make_storage(inner, build)
 
@@ -55,7 +55,7 @@ def make_inner_storage(note: pickles.Note, build: pickles.Builder) -> np.ndarray
 def make_tensor(note: pickles.Note, build: pickles.Builder) -> np.ndarray:
     """A copy of what a tensor shows of its storage."""
     storage, offset, size, stride, *rest = build.arguments(note, 4, 7)
-    kinds = (_STORAGE, ("torch.storage", "_load_from_bytes"))
+    kinds = (make_storage, ("torch.storage", "_load_from_bytes"))
     if type(storage) is not pickles.Note or storage.kind not in kinds:
         raise ValueError("a tensor has no storage")
     if len(rest) == 3 and build(rest[2]):
@@ -93,7 +93,6 @@ def refuse_type(note: pickles.Note, build: pickles.Builder) -> Any:
 _WITHOUT_INNER = {
     **pickles.TABLE,
     **{("torch", name): refuse_type for name in _DTYPES},
-    _STORAGE: make_storage,
     ("torch._utils", "_rebuild_tensor"): make_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): make_tensor,
     ("torch._utils", "_rebuild_parameter"): make_parameter,
@@ -204,7 +203,7 @@ class _References:
             raise ValueError("a reference leads to no storage")
         if not 0 <= count < 2**48:
             raise ValueError("the size of a storage is none")
-        new = pickles.Note(_STORAGE, [dtype, count, self.finder(key)])
+        new = pickles.Note(make_storage, [dtype, count, self.finder(key)])
         old = self.storages.setdefault(key, new)
         if old.items[:2] != new.items[:2]:
             raise ValueError("a storage has two types or sizes")

@@ -196,7 +196,7 @@ def test_no_name_can_be_written_to(table):
     for module, name in table:
         # BUILD, with attributes to set, on the class itself.
         written = f"\x80\x02c{module}\n{name}\nN}}U\x05valueK\x01s\x86b."
-        with pytest.raises(ValueError, match=r"nothing to belong to|holds torch\.a "):
+        with pytest.raises(ValueError, match="nothing to belong to"):
             pickles.load(written.encode("latin-1"), table=table)
 
 
