@@ -290,7 +290,9 @@ def _forward_rule(
         cuda=functools.partial(splatting_kernels.forward_cuda, options),
         reference=lambda *x: (_reference(options, *x), rest),
     )
-    return outputs, (operands, lists)
+    # Offsets nobody asked for are made again: XLA 0.11 cannot shard what is empty.
+    kept = operands if operands[-1].shape[1] else operands[:-1]
+    return outputs, (kept, lists)
 
 
 def _backward_rule(
@@ -300,6 +302,9 @@ def _backward_rule(
     cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
     operands, lists = residuals
+    if len(operands) == 8:
+        views = operands[5].shape[0]
+        operands = (*operands, jnp.zeros((views, 0, 2), operands[0].dtype))
     return ffi.dispatch(
         operands,
         lists,
