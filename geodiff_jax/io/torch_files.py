@@ -46,7 +46,7 @@ def make_inner_storage(note: pickles.Note, build: pickles.Builder) -> np.ndarray
     content = build(build.arguments(note, 1, 1)[0])
     if type(content) is not bytes or not _is_old(content):
         raise ValueError("a storage is none")
-    inner, _ = _old_notes(content, _WITHOUT_INNER)
+    inner = _old_notes(content, _WITHOUT_INNER)
     if type(inner) is not pickles.Note or inner.kind is not make_storage:
         raise ValueError("a storage is none")
     return make_storage(inner, build)
@@ -121,11 +121,11 @@ def load(content: bytes, *, name: str = "this file") -> Any:
         return pickles.load(content, name=name, table=TABLE)
     with pickles.said_of(name):
         notes_of = _zip_notes if content.startswith(b"PK") else _old_notes
-        notes, table = notes_of(content, TABLE)
-        return pickles.Builder(table, pickles.Budget(len(content)))(notes)
+        notes = notes_of(content, TABLE)
+        return pickles.Builder(TABLE, pickles.Budget(len(content)))(notes)
 
 
-def _zip_notes(content: bytes, table: dict) -> tuple[Any, dict]:
+def _zip_notes(content: bytes, table: dict) -> Any:
     archive = zipfile.ZipFile(io.BytesIO(content))
     programs = [x for x in archive.namelist() if x.endswith("/data.pkl")]
     if len(programs) != 1:
@@ -140,7 +140,7 @@ def _zip_notes(content: bytes, table: dict) -> tuple[Any, dict]:
         return lambda: _entry(archive, f"{folder}data/{key}")
 
     references = _References(finder)
-    return pickles.take_notes(program, table=table, persistent=references.note), table
+    return pickles.take_notes(program, table=table, persistent=references.note)
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -156,7 +156,7 @@ def _is_old(content: bytes) -> bool:
     return content.startswith(b"\x80\x02\x8a\x0a" + _OLD_MAGIC.to_bytes(10, "little"))
 
 
-def _old_notes(content: bytes, table: dict) -> tuple[Any, dict]:
+def _old_notes(content: bytes, table: dict) -> Any:
     """Magic, version and system; the object; the storages' names; their numbers."""
     stream = io.BytesIO(content)
     held: dict[str, bytes] = {}
@@ -178,7 +178,7 @@ def _old_notes(content: bytes, table: dict) -> tuple[Any, dict]:
         held[key] = stream.read(count * dtype.itemsize)
         if found != count or len(held[key]) != count * dtype.itemsize:
             raise ValueError("it is torn: a storage is not complete")
-    return notes, table
+    return notes
 
 
 class _References:

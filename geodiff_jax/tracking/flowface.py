@@ -40,7 +40,8 @@ def read(path: str | os.PathLike) -> Track:
     file = pathlib.Path(path)
     file = file / "fit.npz" if file.is_dir() else file
     arrays = _arrays(file)
-    frames = len(_rows(arrays, "expr", NUM_EXPRESSIONS, file))
+    expressions = _rows(arrays, "expr", NUM_EXPRESSIONS, file)
+    frames = len(expressions)
     shape = _rows(arrays, "shape", NUM_IDENTITY, file, default=1)
     if len(shape) != 1:
         raise ValueError(f"Expected one shape in {file}, got {len(shape)}.")
@@ -58,7 +59,7 @@ def read(path: str | os.PathLike) -> Track:
     eyes = per_frame("eye_rot")
     params = {
         "identity": np.broadcast_to(shape, (frames, NUM_IDENTITY)),
-        "expression": _rows(arrays, "expr", NUM_EXPRESSIONS, file),
+        "expression": expressions,
         "eyelids": np.zeros((frames, 2)),
         "neck": per_frame("neck_rot", default=frames),
         "jaw": per_frame("jaw_rot", default=frames),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from geodiff_jax.io import pickles, torch_files
+from tests.io import damage
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -285,25 +286,18 @@ def test_torn_and_damaged_files_are_errors_and_nothing_else():
     for length in range(0, len(whole), 7):
         with pytest.raises(ValueError):
             pickles.load(whole[:length])
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        damaged = bytearray(whole)
-        for at in random.integers(len(whole), size=random.integers(1, 4)):
-            damaged[at] = random.integers(256)
+    for damaged in damage.copies(whole, count=300):
         with contextlib.suppress(ValueError):
-            pickles.load(bytes(damaged))
+            pickles.load(damaged)
 
 
 def test_damaged_npy_files_are_errors_and_nothing_else():
     stream = io.BytesIO()
     np.save(stream, np.array({"a": np.arange(3)}, object), allow_pickle=True)
     whole = stream.getvalue()
-    random = np.random.default_rng(0)
-    for _ in range(2000):
-        damaged = bytearray(whole)
-        damaged[random.integers(len(whole))] = random.integers(256)
+    for damaged in damage.copies(whole, count=2000):
         with contextlib.suppress(ValueError):
-            pickles.load(bytes(damaged))
+            pickles.load(damaged)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 
 from geodiff_jax.io import torch_files
 from tests.conftest import shared_data
+from tests.io import damage
 
 DTYPES = {
     "Float": np.float32,
@@ -269,13 +270,9 @@ def test_old_files_of_other_parts_are_refused(system, names):
 @pytest.mark.parametrize("write", [zip_file, old_file, plain_pickle])
 def test_damage_is_an_error_and_nothing_else(write):
     whole = write({"weight": Tensor(np.arange(9.0)), "step": 3})
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        damaged = bytearray(whole)
-        for at in random.integers(len(whole), size=random.integers(1, 4)):
-            damaged[at] = random.integers(256)
+    for damaged in damage.copies(whole, count=300):
         with contextlib.suppress(ValueError):
-            torch_files.load(bytes(damaged))
+            torch_files.load(damaged)
 
 
 @each_layout

@@ -11,6 +11,7 @@ from geodiff_jax.geometry import camera as cameras
 from geodiff_jax.head import lbs
 from geodiff_jax.tracking import flowface
 from tests.conftest import shared_data
+from tests.io import damage
 
 FRAMES = 4
 
@@ -194,11 +195,7 @@ def test_torn_and_missing_files(tmp_path, arrays):
         flowface.read(tmp_path)
     np.savez_compressed(tmp_path / "fit.npz", **arrays)
     whole = (tmp_path / "fit.npz").read_bytes()
-    random = np.random.default_rng(0)
-    for _ in range(100):
-        damaged = bytearray(whole)
-        for at in random.integers(len(whole), size=3):
-            damaged[at] = random.integers(256)
+    for damaged in damage.copies(whole, count=100):
         (tmp_path / "fit.npz").write_bytes(damaged)
         with contextlib.suppress(ValueError):
             flowface.read(tmp_path)
