@@ -15,7 +15,12 @@ from geodiff_jax.gaussians.binding import Binding
 from geodiff_jax.gaussians.model import Gaussians
 from geodiff_jax.head import model as head_model
 
-_HEAD_NAMES = ("identity_names", "expression_names", "version")
+_HEAD_NAMES = (
+    "identity_names",
+    "expression_names",
+    "version",
+    "eyelids_after_skinning",
+)
 
 
 def save(

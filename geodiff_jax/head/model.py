@@ -35,7 +35,7 @@ class HeadModel:
     expression_basis: Float[Array, "e v 3"]
     """Metres at full strength, without the part that the joints carry."""
     eyelid_basis: Float[Array, "2 v 3"]
-    """Metres at full closure, left then right; added with the expression."""
+    """Metres at full closure, left then right; see `eyelids_after_skinning`."""
     joint_template: Float[Array, "5 3"]
     """Rest positions of `JOINTS`, metres."""
     joint_identity_basis: Float[Array, "i 5 3"]
@@ -59,6 +59,12 @@ class HeadModel:
     expression_names: tuple[str, ...] = flax.struct.field(pytree_node=False)
     version: str = flax.struct.field(pytree_node=False)
     """Source and revision; parameters of one version mean nothing to another."""
+    pose_basis: Float[Array, "36 v 3"] | None = None
+    """Metres for each element of (rotation - identity) of the joints after the root,
+    row by row (FLAME, Eq. 3); None for heads without pose correctives."""
+    eyelids_after_skinning: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether eyelids are added to the posed head, as trackers of FLAME do, or to the
+    head at rest."""
 
     @property
     def num_vertices(self) -> int:
@@ -137,14 +143,14 @@ def canonical(params: HeadParams) -> HeadParams:
 
 
 def rest_vertices(model: HeadModel, params: HeadParams) -> Float[Array, "*b v 3"]:
-    """Vertices in the head frame before skinning."""
+    """Vertices in the head frame before skinning, without pose correctives."""
     shaped = model.template + jnp.einsum(
         "...i,ivk->...vk", params.identity, model.identity_basis
     )
     shaped = shaped + jnp.einsum(
         "...e,evk->...vk", params.expression, model.expression_basis
     )
-    return shaped + jnp.einsum("...l,lvk->...vk", params.eyelids, model.eyelid_basis)
+    return shaped if model.eyelids_after_skinning else shaped + _lids(model, params)
 
 
 def head_vertices(model: HeadModel, params: HeadParams) -> Float[Array, "*b v 3"]:
@@ -158,12 +164,15 @@ def head_vertices(model: HeadModel, params: HeadParams) -> Float[Array, "*b v 3"
         axis=-2,
     )
     driven = jnp.einsum("...e,ejk->...jk", params.expression, model.joint_drivers)
-    rotations, translations = lbs.joint_transforms(
-        lbs.rotation_matrices(own + driven), joints, PARENTS
-    )
-    return lbs.skin(
-        rest_vertices(model, params), model.skinning_weights, rotations, translations
-    )
+    local = lbs.rotation_matrices(own + driven)
+    rest = rest_vertices(model, params)
+    if model.pose_basis is not None:
+        turned = local[..., 1:, :, :] - jnp.eye(3, dtype=local.dtype)
+        turned = turned.reshape(*turned.shape[:-3], -1)
+        rest = rest + jnp.einsum("...r,rvk->...vk", turned, model.pose_basis)
+    rotations, translations = lbs.joint_transforms(local, joints, PARENTS)
+    posed = lbs.skin(rest, model.skinning_weights, rotations, translations)
+    return posed + _lids(model, params) if model.eyelids_after_skinning else posed
 
 
 def vertices(model: HeadModel, params: HeadParams) -> Float[Array, "*b v 3"]:
@@ -179,6 +188,10 @@ def vertices(model: HeadModel, params: HeadParams) -> Float[Array, "*b v 3"]:
 def with_offsets(model: HeadModel, offsets: Float[Array, "v 3"]) -> HeadModel:
     """A head whose template is moved by per-vertex offsets in metres (head frame)."""
     return model.replace(template=model.template + offsets)
+
+
+def _lids(model: HeadModel, params: HeadParams) -> Float[Array, "*b v 3"]:
+    return jnp.einsum("...l,lvk->...vk", params.eyelids, model.eyelid_basis)
 
 
 def face_region(model: HeadModel, *names: str) -> Bool[np.ndarray, " f"]:

@@ -265,6 +265,7 @@ def _cut(
         identity_basis=take(model.identity_basis),
         expression_basis=take(model.expression_basis),
         eyelid_basis=take(model.eyelid_basis),
+        pose_basis=None if model.pose_basis is None else take(model.pose_basis),
         skinning_weights=take(model.skinning_weights),
         faces=jnp.zeros((0, 3), int),
         uv=jnp.zeros((0, 2)),

@@ -72,7 +72,9 @@ def test_expressions_turn_the_joints_that_they_drive():
 
 
 def test_each_eye_turns_its_own_joint():
-    one_each = HEAD.replace(skinning_weights=jnp.eye(5)[jnp.arange(30) % 5])
+    one_each = HEAD.replace(
+        skinning_weights=jnp.eye(5)[jnp.arange(30) % 5], pose_basis=None
+    )
     rest = head_model.neutral(one_each)
     left = rest.replace(eyes=rest.eyes.at[0, 1].set(0.3))
     moved = np.abs(vertices(one_each, left) - vertices(one_each, rest)).max(axis=1)
@@ -93,8 +95,39 @@ def test_joints_follow_identity():
         template=HEAD.template.at[0].set(HEAD.joint_template[1]),
         identity_basis=basis,
         skinning_weights=HEAD.skinning_weights.at[0].set(jnp.eye(5)[1]),
+        pose_basis=HEAD.pose_basis.at[:, 0].set(0.0),
     )
     np.testing.assert_allclose(vertices(pinned, nodding)[0], joints[1], atol=1e-6)
+
+
+def test_pose_correctives_are_linear_in_the_elements_of_the_rotations():
+    turned = head_model.neutral(HEAD).replace(jaw=jnp.asarray([0.0, 0.0, jnp.pi / 2]))
+    plain = HEAD.replace(pose_basis=None)
+    # The jaw's matrix is ((0, -1, 0), (1, 0, 0), (0, 0, 1)), the second of four.
+    first = 9 * 1
+    expected = (
+        -HEAD.pose_basis[first]
+        - HEAD.pose_basis[first + 1]
+        + HEAD.pose_basis[first + 3]
+        - HEAD.pose_basis[first + 4]
+    )
+    corrected = head_model.with_offsets(plain, expected)
+    np.testing.assert_allclose(
+        head_vertices(HEAD, turned), head_vertices(corrected, turned), atol=1e-6
+    )
+
+
+def test_eyelids_may_be_added_to_the_posed_head():
+    """FLAME's trackers add them after skinning, so they do not turn with the neck."""
+    last = HEAD.replace(eyelids_after_skinning=True)
+    closed = random_head.params(5)
+    opened = closed.replace(eyelids=jnp.zeros(2))
+    moved = head_vertices(last, closed) - head_vertices(last, opened)
+    expected = np.tensordot(closed.eyelids, HEAD.eyelid_basis, 1)
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        head_vertices(last, opened), head_vertices(HEAD, opened), atol=1e-6
+    )
 
 
 def test_canonical_keeps_only_the_person():
