@@ -59,6 +59,8 @@ class HeadModel:
     expression_names: tuple[str, ...] = flax.struct.field(pytree_node=False)
     version: str = flax.struct.field(pytree_node=False)
     """Source and revision; parameters of one version mean nothing to another."""
+    joint_expression_basis: Float[Array, "e 5 3"] | None = None
+    """How expressions move the joints' places; None where they do not."""
     pose_basis: Float[Array, "36 v 3"] | None = None
     """Metres for each element of (rotation - identity) of the joints after the root,
     row by row (FLAME, Eq. 3); None for heads without pose correctives."""
@@ -158,6 +160,10 @@ def head_vertices(model: HeadModel, params: HeadParams) -> Float[Array, "*b v 3"
     joints = model.joint_template + jnp.einsum(
         "...i,ijk->...jk", params.identity, model.joint_identity_basis
     )
+    if model.joint_expression_basis is not None:
+        joints = joints + jnp.einsum(
+            "...e,ejk->...jk", params.expression, model.joint_expression_basis
+        )
     root = jnp.zeros_like(params.neck)
     own = jnp.stack(
         [root, params.neck, params.jaw, params.eyes[..., 0, :], params.eyes[..., 1, :]],

@@ -42,6 +42,7 @@ def load(seed: int = 0) -> head_model.HeadModel:
         identity_names=tuple(f"identity{k}" for k in range(i)),
         expression_names=tuple(f"expression{k}" for k in range(e)),
         version="random-1",
+        joint_expression_basis=normal(e, 5, 3),
         pose_basis=normal(36, v, 3),
     )
 

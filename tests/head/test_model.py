@@ -58,6 +58,7 @@ def test_expressions_turn_the_joints_that_they_drive():
         expression_basis=jnp.zeros_like(HEAD.expression_basis),
         # Expressions drive neck, jaw and eyes; the root has no parameter of its own.
         joint_drivers=HEAD.joint_drivers.at[:, 0].set(0.0),
+        joint_expression_basis=None,
     )
     rest = head_model.neutral(still)
     strengths = jnp.asarray([0.7, -0.2, 0.4])
@@ -83,17 +84,26 @@ def test_each_eye_turns_its_own_joint():
     }
 
 
-def test_joints_follow_identity():
-    person = head_model.neutral(HEAD).replace(identity=jnp.asarray([1.0, 2, 3, 4]))
+def test_joints_follow_identity_and_expression():
+    person = head_model.neutral(HEAD).replace(
+        identity=jnp.asarray([1.0, 2, 3, 4]), expression=jnp.asarray([0.3, 1.0, -2.0])
+    )
     nodding = person.replace(neck=jnp.asarray([0.5, 0, 0]))
-    joints = HEAD.joint_template + np.tensordot(
-        person.identity, HEAD.joint_identity_basis, 1
+    joints = (
+        HEAD.joint_template
+        + np.tensordot(person.identity, HEAD.joint_identity_basis, 1)
+        + np.tensordot(person.expression, HEAD.joint_expression_basis, 1)
     )
     # A vertex on the neck's joint, fixed to it, stays.
-    basis = HEAD.identity_basis.at[:, 0].set(HEAD.joint_identity_basis[:, 1])
     pinned = HEAD.replace(
         template=HEAD.template.at[0].set(HEAD.joint_template[1]),
-        identity_basis=basis,
+        identity_basis=HEAD.identity_basis.at[:, 0].set(
+            HEAD.joint_identity_basis[:, 1]
+        ),
+        expression_basis=HEAD.expression_basis.at[:, 0].set(
+            HEAD.joint_expression_basis[:, 1]
+        ),
+        joint_drivers=jnp.zeros_like(HEAD.joint_drivers),
         skinning_weights=HEAD.skinning_weights.at[0].set(jnp.eye(5)[1]),
         pose_basis=HEAD.pose_basis.at[:, 0].set(0.0),
     )
