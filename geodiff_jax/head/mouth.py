@@ -26,10 +26,10 @@ BAG_END = 0.8
 TEETH_COLUMNS = 25
 TEETH_SPAN = 0.9
 """Share of the line between the lips that has teeth behind it."""
-UPPER_TEETH = ((0.17, -0.085), (-0.035, -0.075), (-0.035, -0.11), (0.17, -0.145))
+UPPER_TEETH = ((0.17, -0.085), (-0.06, -0.075), (-0.06, -0.11), (0.17, -0.145))
 """Height over the line and place along z of root and edge in front, edge and root
 behind."""
-LOWER_TEETH = ((-0.19, -0.135), (-0.03, -0.125), (-0.03, -0.155), (-0.19, -0.195))
+LOWER_TEETH = ((-0.19, -0.135), (-0.015, -0.125), (-0.015, -0.155), (-0.19, -0.195))
 TEETH_BEND = -0.14
 """How much farther back the last teeth are than the lips before them."""
 
@@ -74,7 +74,8 @@ def attach(
         _teeth(model, rows, chart)
         for rows, chart in ((UPPER_TEETH, upper_chart), (LOWER_TEETH, lower_chart))
     ]
-    parts = {"mouth_interior": _bag(model)}
+    ring = _lip_ring(model)
+    parts = {"mouth_interior": _bag(model, ring)}
     parts |= dict(zip(("upper_teeth", "lower_teeth"), teeth, strict=True))
     chin = _chin(model)
     for name, part in parts.items():
@@ -82,7 +83,11 @@ def attach(
             share = (part.rest * part.jaw)[:, None]
             part = part.replace(carried=part.carried + share * chin)
         model = _join(model, part, name)
-    return model
+    wet = np.zeros(model.num_vertices, bool)
+    wet[ring] = True
+    wet |= np.asarray(model.regions["mouth_interior"])
+    wet &= ~np.asarray(model.regions["lips"])
+    return model.replace(regions=model.regions | {"mouth_interior": jnp.asarray(wet)})
 
 
 def open_loops(faces: Int[np.ndarray, "f 3"]) -> list[Int[np.ndarray, " n"]]:
@@ -99,10 +104,9 @@ def open_loops(faces: Int[np.ndarray, "f 3"]) -> list[Int[np.ndarray, " n"]]:
     return loops
 
 
-def _bag(model: head_model.HeadModel) -> _Part:
+def _bag(model: head_model.HeadModel, ring: Int[np.ndarray, " n"]) -> _Part:
     template = np.asarray(model.template, np.float64)
     faces, uv_faces = np.asarray(model.faces), np.asarray(model.uv_faces)
-    ring = _lip_ring(model)
     n, own = len(ring), np.eye(len(template))[ring]
     centre, width = own.mean(axis=0), _width(model)
     rows, offsets = [], []

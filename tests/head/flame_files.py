@@ -9,7 +9,11 @@ from unittest import mock
 
 import numpy as np
 import scipy.sparse
+import scipy.sparse.csgraph
+import scipy.sparse.linalg
 
+from geodiff_jax.geometry import mesh as mesh_topology
+from geodiff_jax.head import mouth
 from geodiff_jax.io import obj
 from tests.conftest import shared_data
 
@@ -44,10 +48,7 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
     mesh = obj.read(shared_data("flame_topology/head_template_mesh.obj"))
     template = mesh.vertices - [0.0, 1.5, 0.0]
     x, y, z = template.T
-    share = 1.0 / (
-        1.0 + np.exp(np.clip((y + 0.0375 + 0.3 * (0.075 - z)) / 1e-3, -9, 9))
-    )
-    jaw = share * (z > 0.0) * np.clip((y + 0.09) / 0.01, 0, 1)
+    jaw = jaw_share(template, mesh.faces)
     neck = np.clip((y + 0.15) / 0.05, 0, 1)
     weights = np.stack([1 - neck, neck * (1 - jaw), neck * jaw, 0 * x, 0 * x], axis=1)
     for joint, part in ((3, slice(3931, 4477)), (4, slice(4477, 5023))):
@@ -74,6 +75,27 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
         "weights": weights,
         "kintree_table": np.array([[2**32 - 1, 0, 1, 1, 1], range(5)]),
     }
+
+
+def jaw_share(template: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Harmonic over the skin: 1 on the chin and the lower lip's inner end, 0 on the
+    upper's, the nose, the neck and behind."""
+    x, y, z = template.T
+    loops = mouth.open_loops(faces)
+    lips = loops[int(np.argmax([y[loop].mean() for loop in loops]))]
+    share = np.full(len(template), np.nan)
+    share[(y > -0.02) | (z < 0.0) | (y < -0.1)] = 0.0
+    share[(np.abs(x) < 0.02) & (y < -0.065) & (y > -0.09) & (z > 0.03)] = 1.0
+    share[lips] = (y[lips] < y[lips].mean()).astype(float)
+    edges = mesh_topology.edges(faces)
+    weights = np.ones(len(edges))
+    graph = scipy.sparse.coo_matrix((weights, edges.T), shape=[len(template)] * 2)
+    laplacian = scipy.sparse.csgraph.laplacian(graph + graph.T).tocsr()
+    free, known = np.isnan(share), ~np.isnan(share)
+    pull = -laplacian[free][:, known] @ share[known]
+    share[free] = scipy.sparse.linalg.spsolve(laplacian[free][:, free], pull)
+    steep = np.clip(2.0 * share - 0.5, 0.0, 1.0)
+    return steep**2 * (3.0 - 2.0 * steep)
 
 
 def masks() -> dict[str, np.ndarray]:
