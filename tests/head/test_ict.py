@@ -1,0 +1,378 @@
+"""The ICT-FaceKit head does what its files say, and turns where they only move."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from geodiff_jax.geometry import mesh
+from geodiff_jax.head import ict, ict_regions, ict_rig, landmarks
+from geodiff_jax.head import model as head_model
+from tests.head import ict_data
+
+SIDES = ("left", "right")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    return ict_data.unpack(tmp_path_factory.mktemp("ict"))
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    """Vertices of every file that was read for `head`, as they stand there."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def head(folder, files) -> head_model.HeadModel:
+    read = ict.obj.read_vertices
+
+    def remember(path):
+        files[path.stem] = read(path)
+        return files[path.stem]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ict.obj, "read_vertices", remember)
+        return ict.load(folder)
+
+
+@pytest.fixture(scope="module")
+def neutral(folder):
+    return ict.obj.read_vertices(folder / "generic_neutral_mesh.obj")
+
+
+@pytest.fixture(scope="module")
+def posed(head):
+    """Vertices of each expression alone at full strength."""
+    frames = np.eye(len(head.expression_names), dtype=np.float32)
+    params = head_model.neutral(head, batch=(len(frames),))
+    params = params.replace(expression=jnp.asarray(frames))
+    vertices = np.asarray(jax.jit(head_model.head_vertices)(head, params))
+    return dict(zip(head.expression_names, vertices, strict=True))
+
+
+def template(head):
+    return np.asarray(head.template)
+
+
+def gazing_eyeball(head, name):
+    """The eyeball that an expression turns, which its file leaves where it is."""
+    if name not in ict_rig.GAZES:
+        return np.zeros(head.num_vertices, bool)
+    side = {"L": "left", "R": "right"}[name[-1]]
+    return np.asarray(head.regions[f"{side}_eyeball"])
+
+
+def test_each_expression_alone_is_its_file(head, posed, files, neutral):
+    for name, vertices in posed.items():
+        wanted = template(head) + (files[name] - neutral)[ict.KEPT] * 0.01
+        error = np.linalg.norm(vertices - wanted, axis=1)
+        assert error[~gazing_eyeball(head, name)].max() < 1e-6, name  # float32.
+
+
+def test_each_identity_is_its_file(head, files, neutral):
+    params = head_model.neutral(head)
+    weights = jnp.zeros(len(head.identity_names)).at[1].set(1.0)
+    vertices = head_model.head_vertices(head, params.replace(identity=weights))
+    wanted = template(head) + (files["identity003"] - neutral)[ict.KEPT] * 0.01
+    np.testing.assert_allclose(vertices, wanted, atol=1e-6)
+
+
+def test_no_parameters_give_the_neutral_file(head, neutral):
+    vertices = head_model.head_vertices(head, head_model.neutral(head))
+    np.testing.assert_allclose(vertices, template(head), atol=1e-7)
+    shift = template(head) - neutral[ict.KEPT] * 0.01
+    np.testing.assert_allclose(shift, shift[:1].repeat(len(shift), 0), atol=1e-6)
+
+
+def test_names(head):
+    assert head.identity_names == ict_data.IDENTITIES
+    assert sorted(head.expression_names) == sorted(ict_data.EXPRESSIONS)
+    assert head.version.startswith("ict-2-")
+
+
+def test_eyes_lie_where_the_built_in_head_has_them(head):
+    joints = np.asarray(head.joint_template)
+    np.testing.assert_allclose(joints[3:].mean(0), [0.0, 0.0, 0.069], atol=1e-6)
+    assert 0.055 < joints[3, 0] - joints[4, 0] < 0.07
+
+
+def test_eyeballs_turn_rigidly_about_their_centres(head, posed):
+    for name, (joint, degrees) in ict_rig.GAZES.items():
+        ball = gazing_eyeball(head, name)
+        centre = np.asarray(head.joint_template[joint])
+        before, after = template(head)[ball] - centre, posed[name][ball] - centre
+        np.testing.assert_allclose(after @ after.T, before @ before.T, atol=1e-9)
+        turn, shift = ict_rig.rigid_motion(before, after)
+        np.testing.assert_allclose(np.degrees(turn.as_rotvec()), degrees, atol=1e-3)
+        np.testing.assert_allclose(shift, 0.0, atol=1e-6)
+
+
+def test_looking_left_moves_both_irises_to_the_left(head, posed):
+    rest = np.asarray(landmarks.iris_positions(head, head.template))
+    for name, eye, way in (
+        ("eyeLookOut_L", 0, [1, 0]),
+        ("eyeLookIn_R", 1, [1, 0]),
+        ("eyeLookUp_L", 0, [0, 1]),
+        ("eyeLookDown_R", 1, [0, -1]),
+    ):
+        moved = landmarks.iris_positions(head, jnp.asarray(posed[name])) - rest
+        assert np.asarray(moved)[eye, :2] @ np.array(way) > 0.005, name
+
+
+def test_irises_are_in_front_of_their_eyes(head):
+    irises = np.asarray(landmarks.iris_positions(head, head.template))
+    offset = irises - np.asarray(head.joint_template)[3:]
+    assert (offset[:, 2] > 0.99 * np.linalg.norm(offset, axis=1)).all()
+    np.testing.assert_allclose(irises[0] * [-1, 1, 1], irises[1], atol=1e-5)
+
+
+def test_eyeballs_are_about_spheres(head):
+    for i, side in enumerate(SIDES):
+        ball = template(head)[np.asarray(head.regions[f"{side}_eyeball"])]
+        radii = np.linalg.norm(ball - np.asarray(head.joint_template[3 + i]), axis=1)
+        assert radii.min() > 0.0143 and radii.max() < 0.0168  # The cornea stands out.
+
+
+def test_the_open_jaw_turns_about_a_hinge_below_the_ears(head, posed):
+    driver = np.asarray(head.joint_drivers)[head.expression_names.index("jawOpen"), 2]
+    assert 20 < np.degrees(driver[0]) < 30
+    np.testing.assert_allclose(driver[1:], 0.0, atol=1e-3)
+    hinge = np.asarray(head.joint_template[2])
+    ears = template(head)[np.asarray(head.regions["left_ear"])]
+    assert abs(hinge[2] - ears[:, 2].max()) < 0.02
+    assert ears[:, 1].min() - 0.02 < hinge[1] < ears[:, 1].max()
+
+
+def test_lower_teeth_follow_the_jaw_and_upper_ones_stay(head, posed):
+    upper, lower, tongue = (
+        np.asarray(head.regions[name])
+        for name in ("upper_teeth", "lower_teeth", "tongue")
+    )
+    moved = np.linalg.norm(posed["jawOpen"] - template(head), axis=1)
+    assert moved[upper].max() < 1e-4
+    assert moved[lower].min() > 0.015 and moved[tongue].min() > 0.005
+    weights = np.asarray(head.skinning_weights)
+    np.testing.assert_array_equal(weights[lower, 2], 1.0)
+    np.testing.assert_array_equal(weights[upper, 2], 0.0)
+    # What the turn leaves to the basis is a tenth of what it does.
+    left_over = np.asarray(head.expression_basis)
+    left_over = left_over[head.expression_names.index("jawOpen")]
+    assert np.linalg.norm(left_over, axis=1)[lower].max() < 3e-4
+
+
+def test_lips_part_by_the_jaw_alone(head):
+    params = head_model.neutral(head)
+    params = params.replace(jaw=jnp.asarray([0.35, 0.0, 0.0]))
+    vertices = head_model.head_vertices(head, params)
+    inner = np.asarray(landmarks.positions(head, vertices))[[62, 66]]
+    rest = np.asarray(landmarks.positions(head, head.template))[[62, 66]]
+    assert np.linalg.norm(inner[0] - rest[0]) < 0.002
+    assert inner[0, 1] - inner[1, 1] > 0.02
+
+
+def test_sides(head, posed):
+    """Expressions of one side move it, and are the mirror image of the other's."""
+    x = template(head)[:, 0]
+    for stem in ("eyeBlink", "mouthSmile"):
+        for side, sign in (("L", 1.0), ("R", -1.0)):
+            moved = posed[f"{stem}_{side}"] - template(head)
+            strong = np.linalg.norm(moved, axis=1) > 2e-3
+            assert (sign * x[strong]).mean() > 0.02, (stem, side)
+    jaw = (posed["jawLeft"] - template(head))[np.asarray(head.regions["lower_teeth"])]
+    assert jaw[:, 0].min() > 0.002
+    for name in ("ear", "eyeball", "eye_region"):
+        for side, sign in (("left", 1.0), ("right", -1.0)):
+            assert (sign * x[np.asarray(head.regions[f"{side}_{name}"])]).min() > 0
+
+
+def test_eyelids_are_the_blinks(head, posed):
+    for i, side in enumerate("LR"):
+        lid = template(head) + np.asarray(head.eyelid_basis[i])
+        np.testing.assert_allclose(lid, posed[f"eyeBlink_{side}"], atol=1e-6)
+
+
+def test_landmarks_are_mirror_images(head):
+    marks = np.asarray(landmarks.positions(head, head.template))
+    mirrored = marks[landmarks.IBUG_MIRROR] * [-1, 1, 1]
+    assert np.linalg.norm(mirrored - marks, axis=1).max() < 0.003  # As the files are.
+    assert marks[16, 0] > 0.05 and marks[45, 0] > marks[42, 0] > 0  # Left is x > 0.
+    assert (np.diff(marks[[27, 30, 33, 51, 57, 8], 1]) < 0).all()
+
+
+def test_weights_are_shares(head):
+    weights = np.asarray(head.skinning_weights)
+    assert weights.min() >= 0 and weights.max() <= 1
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-6)
+    boundary = np.asarray(head.regions["boundary"])
+    assert weights[boundary, 0].mean() > 0.9
+    scalp = np.asarray(head.regions["scalp"])
+    assert weights[scalp, 1].mean() > 0.95
+
+
+def test_joints_follow_heads_that_are_scaled_turned_and_moved(head):
+    points = template(head).astype(np.float64)
+    joints = np.asarray(head.joint_template, np.float64)
+    anchors = ict_rig._anchors(points, joints)
+    change = np.array([[1.1, 0.2, 0.0], [-0.1, 0.9, 0.0], [0.0, 0.1, 1.3]])
+    shift = np.array([0.1, -0.2, 0.3])
+    moved = anchors @ (points @ change.T + shift)
+    np.testing.assert_allclose(moved, joints @ change.T + shift, atol=1e-12)
+    assert np.abs(np.asarray(head.joint_identity_basis)).max() < 0.02
+
+
+def test_regions(head):
+    assert set(head.regions) == set(head_model.REGIONS)
+    masks = {name: np.asarray(mask) for name, mask in head.regions.items()}
+    assert all(mask.sum() >= 20 for mask in masks.values())
+    skin = ("face", "scalp", "neck", "left_ear", "right_ear")
+    count = np.sum([masks[name] for name in skin], axis=0)
+    inside = np.any([masks[n] for n in head_model.REGIONS if n not in skin[:3]], axis=0)
+    assert (count[: ict_rig.BACK.stop] == 1).all()  # The skin falls into these.
+    assert (count | inside).all()
+    for name in ("forehead", "nose", "lips", "left_eye_region", "right_eye_region"):
+        assert not (masks[name] & ~masks["face"]).any(), name
+    assert not (masks["boundary"] & ~masks["neck"]).any()
+
+
+def test_regions_are_mirror_images(head):
+    points = template(head)[: ict_rig.BACK.stop]
+    for name in ("face", "scalp", "neck", "lips", "nose", "forehead"):
+        chosen = points[np.asarray(head.regions[name])[: len(points)]]
+        aside = chosen[:, 0]
+        assert abs((aside > 1e-4).sum() - (aside < -1e-4).sum()) <= 0.01 * len(aside)
+
+
+def test_skin_faces_outwards(head):
+    normals = np.asarray(mesh.vertex_normals(head.template, head.faces))
+    for names in (("face", "scalp"), ("left_eyeball",), ("right_eyeball",)):
+        chosen = np.any([np.asarray(head.regions[n]) for n in names], axis=0)
+        chosen[ict_rig.EYE_SOCKETS] = False
+        points = template(head)[chosen]
+        away = points - points.mean(axis=0)
+        assert ((away * normals[chosen]).sum(axis=1) > 0).mean() > 0.9
+
+
+def test_every_vertex_is_used(head):
+    faces = np.asarray(head.faces)
+    assert set(np.unique(faces)) == set(range(head.num_vertices))
+    assert set(np.unique(np.asarray(head.uv_faces))) == set(range(len(head.uv)))
+
+
+def test_chart_has_a_square_for_each_part(head):
+    uv, uv_faces = np.asarray(head.uv), np.asarray(head.uv_faces)
+    assert uv.min() > 0 and uv.max() < 1
+    for left, bottom, side in ict_regions.SQUARES:
+        near = ((uv > [left, bottom]) & (uv < [left + side, bottom + side])).all(axis=1)
+        parts = near[uv_faces]
+        assert parts.all(axis=1).any()
+        np.testing.assert_array_equal(parts.any(axis=1), parts.all(axis=1))
+    # Each point of the chart belongs to one vertex.
+    owner = np.full(len(uv), -1)
+    owner[uv_faces] = np.asarray(head.faces)
+    np.testing.assert_array_equal(owner[uv_faces], np.asarray(head.faces))
+
+
+def test_version_tells_shapes_apart(folder, head, files, monkeypatch):
+    monkeypatch.setattr(ict.obj, "read_vertices", lambda path: files[path.stem])
+    assert ict.load(folder).version == head.version
+    moved = files["identity000"].copy()
+    moved[0, 0] += 1e-6
+    monkeypatch.setitem(files, "identity000", moved)
+    assert ict.load(folder).version != head.version
+
+
+def test_hinge_and_turn_are_found_again():
+    """A jaw that turns about a known hinge gives that hinge."""
+    points = np.random.default_rng(0).normal(size=(50, 3))
+    turn = ict_rig.transform.Rotation.from_rotvec([0.4, 0.0, 0.0])
+    hinge = np.array([0.0, -0.04, 0.01])
+    found, shift = ict_rig.rigid_motion(points, turn.apply(points - hinge) + hinge)
+    np.testing.assert_allclose(found.as_rotvec(), [0.4, 0.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(ict_rig._hinge(found, shift), hinge, atol=1e-12)
+
+
+def test_sphere_centre():
+    directions = np.random.default_rng(1).normal(size=(40, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    points = 0.7 * directions + [1.0, 2.0, 3.0]
+    np.testing.assert_allclose(ict_rig.sphere_centre(points), [1, 2, 3], atol=1e-12)
+
+
+@pytest.fixture
+def broken(folder, tmp_path) -> pathlib.Path:
+    """A folder of links, to be damaged."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def replace(folder, name, text):
+    (folder / name).unlink()
+    (folder / name).write_text(text)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="FaceXModel folder at .*nowhere"):
+        ict.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["generic_neutral_mesh.obj", "vertex_indices.json"])
+def test_missing_file(broken, name):
+    (broken / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no file at .*{name}"):
+        ict.load(broken)
+
+
+def test_missing_expression(broken):
+    (broken / "jawOpen.obj").unlink()
+    with pytest.raises(FileNotFoundError, match="Expected jawOpen.obj in"):
+        ict.load(broken)
+
+
+def test_no_identities(broken):
+    for name in ict_data.IDENTITIES:
+        (broken / f"{name}.obj").unlink()
+    with pytest.raises(FileNotFoundError, match="identity000.obj and so on"):
+        ict.load(broken)
+
+
+def test_neutral_of_another_head(broken):
+    replace(broken, "generic_neutral_mesh.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    with pytest.raises(ValueError, match="26719 vertices .*generic.*, found 3"):
+        ict.load(broken)
+
+
+def test_shape_of_another_head(broken):
+    replace(broken, "identity000.obj", "v 0 0 0\n")
+    with pytest.raises(ValueError, match="26719 vertices .*identity000.*, found 1"):
+        ict.load(broken)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"expressions": []}, "names under 'expressions'"),
+        ({"expressions": [1]}, "names under 'expressions'"),
+        ({"expressions": ["jawOpen"]}, "eyeBlink_L, eyeBlink_R, jawLeft, jawRight"),
+        ({"expressions": [*ict_data.EXPRESSIONS, "jawOpen"]}, "each name once"),
+        ({"idx_to_landmark_verts": [1, 2]}, "68 vertices of the face"),
+        ({"idx_to_landmark_verts": [20_000] * 68}, "68 vertices of the face"),
+    ],
+)
+def test_damaged_index(broken, change, words):
+    index = json.loads((broken / ict_data.INDEX).read_text())
+    replace(broken, ict_data.INDEX, json.dumps(index | change))
+    with pytest.raises(ValueError, match=words):
+        ict.load(broken)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_index_of_something_else(broken, text):
+    replace(broken, ict_data.INDEX, text)
+    with pytest.raises(ValueError, match="vertex_indices.json"):
+        ict.load(broken)
