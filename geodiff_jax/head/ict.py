@@ -65,8 +65,6 @@ def load(folder: str | os.PathLike) -> head_model.HeadModel:
             f"Expected ICT-FaceKit's FaceXModel folder at {folder}, found none."
         )
     names, marks = _index(folder / _INDEX)
-    mesh = obj.read(folder / _NEUTRAL)
-    _check_count(mesh.vertices, folder / _NEUTRAL)
     identity_names = tuple(sorted(path.stem for path in folder.glob("identity*.obj")))
     if not identity_names:
         raise FileNotFoundError(
@@ -78,6 +76,8 @@ def load(folder: str | os.PathLike) -> head_model.HeadModel:
                 f"Expected {name}.obj in {folder}, as its {_INDEX} lists it, found "
                 "none; download the whole folder."
             )
+    mesh = obj.read(folder / _NEUTRAL)
+    _check_count(mesh.vertices, folder / _NEUTRAL)
     identities = np.stack([_shape(folder, name) for name in identity_names])
     shapes = np.stack([_shape(folder, name) for name in names])
     origin = _origin(mesh.vertices[KEPT])
