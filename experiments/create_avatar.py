@@ -3,7 +3,8 @@ r"""One portrait in, one animatable Gaussian avatar out.
 python -m experiments.create_avatar --image=photo.jpg --output_dir=out/me \
     --config=experiments/configs/avatar.py:preset=preview --consent=self
 
-Without --image it takes scikit-image's portrait of the astronaut Eileen Collins. Writes
+Without --image it takes scikit-image's portrait of the astronaut Eileen Collins;
+without --head, the built-in one (experiments.prepare_head makes others ready). Writes
 fit.json, fit_overlay.png, avatar/, avatar.ply, preview.mp4, contact_sheet.png and
 report.json. A finished stage is not done again; what was written is never half a file.
 """
@@ -29,6 +30,8 @@ import geodiff_jax
 from geodiff_jax import create, reporting
 from geodiff_jax.avatar import export, preview
 from geodiff_jax.avatar.model import Avatar
+from geodiff_jax.head import files as head_files
+from geodiff_jax.head import model as head_model
 from geodiff_jax.head import procedural
 from geodiff_jax.io import atomic, images, video
 from geodiff_jax.tracking import files as track_files
@@ -38,6 +41,9 @@ CONSENTS = ("self", "licensed", "public", "synthetic")
 
 _IMAGE = flags.DEFINE_string("image", None, "The portrait; the astronaut by default.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where to write.", required=True)
+_HEAD = flags.DEFINE_string(
+    "head", None, "A head of experiments.prepare_head; the built-in one by default."
+)
 _LANDMARKS = flags.DEFINE_string(
     "landmarks", None, "Hand-corrected landmarks.json; wins over detection."
 )
@@ -78,21 +84,31 @@ def main(argv: list[str]) -> None:
     with refused_at_the_door():
         photo = default_photo() if _IMAGE.value is None else None
         photo = photo or images.read_image(_IMAGE.value)
-        run = open_run(photo, config)
+        head = (
+            procedural.load() if _HEAD.value is None else head_files.load(_HEAD.value)
+        )
+        run = open_run(photo, head, config)
     print(announcement(photo, config), flush=True)
     with refused_at_the_door():
-        tracked = track(run, photo, config)
+        tracked = track(run, photo, head, config)
         avatar = build(run, tracked, config)
         finish(run, tracked, avatar, config)
 
 
-def track(run: Run, photo: images.Photo, config: create.CreateConfig) -> create.Tracked:
+def track(
+    run: Run,
+    photo: images.Photo,
+    head: head_model.HeadModel,
+    config: create.CreateConfig,
+) -> create.Tracked:
     """fit.json and fit_overlay.png: found again, or made."""
     if (run.folder / "fit.json").exists():
-        fitted, detection = track_files.load(run.folder, procedural.load())
+        fitted, detection = track_files.load(run.folder, head)
         return create.Tracked(photo, detection, fitted)
     with run.stage("track"):
-        tracked = create.track(photo, landmarks_file=_LANDMARKS.value, config=config)
+        tracked = create.track(
+            photo, head=head, landmarks_file=_LANDMARKS.value, config=config
+        )
         picture = overlay.overlay(photo, tracked.detection, tracked.fit)
         images.write_png(run.folder / "fit_overlay.png", picture)
         track_files.save(run.folder, tracked.fit, tracked.detection)
@@ -165,12 +181,15 @@ def finish(
     print((folder / "report.json").read_text())
 
 
-def open_run(photo: images.Photo, config: create.CreateConfig) -> Run:
+def open_run(
+    photo: images.Photo, head: head_model.HeadModel, config: create.CreateConfig
+) -> Run:
     """The output folder, made or resumed; ValueError if it holds another run."""
     folder = pathlib.Path(_OUTPUT_DIR.value)
     settings = json.dumps(dataclasses.asdict(config), sort_keys=True)
     identity = {
         "photo_sha256": photo.sha256,
+        "head": head.version,
         "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
         "consent": _CONSENT.value or ("public" if _IMAGE.value is None else "unstated"),
     }

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 import skimage.data
-from absl import flags
 from absl.testing import flagsaver
 
 from experiments import create_avatar
 from experiments.configs import avatar as avatar_config
 from geodiff_jax.io import images
 from geodiff_jax.tracking import mediapipe_models
+from tests.experiments import launch
 
 SMOKE = avatar_config.get_config("preset=smoke")
 needs_mediapipe = pytest.mark.skipif(
@@ -23,8 +23,7 @@ needs_mediapipe = pytest.mark.skipif(
 
 def run(**values):
     """Runs main() with the given flags."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["create_avatar", "--output_dir=unused"])
+    launch.parse_flags()
     with flagsaver.flagsaver(config=SMOKE, **values):
         create_avatar.main([])
 
