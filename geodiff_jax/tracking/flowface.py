@@ -20,6 +20,7 @@ from jaxtyping import Float
 from geodiff_jax.geometry.camera import Camera
 from geodiff_jax.head import model as head_model
 from geodiff_jax.head.track import Track
+from geodiff_jax.tracking import arrays
 
 HEAD_VERSION = "flame2023_no_jaw"
 """FLAME 2023 without jaw, its 65th expression a blink."""
@@ -39,15 +40,15 @@ def read(path: str | os.PathLike) -> Track:
     """
     file = pathlib.Path(path)
     file = file / "fit.npz" if file.is_dir() else file
-    arrays = _arrays(file)
-    expressions = _rows(arrays, "expr", NUM_EXPRESSIONS, file)
+    stored = arrays.read(file)
+    expressions = arrays.rows(stored, "expr", NUM_EXPRESSIONS, file)
     frames = len(expressions)
-    shape = _rows(arrays, "shape", NUM_IDENTITY, file, default=1)
+    shape = arrays.rows(stored, "shape", NUM_IDENTITY, file, default=1)
     if len(shape) != 1:
         raise ValueError(f"Expected one shape in {file}, got {len(shape)}.")
 
     def per_frame(name: str, *, default: int | None = None) -> np.ndarray:
-        rows = _rows(arrays, name, 3, file, default=default)
+        rows = arrays.rows(stored, name, 3, file, default=default)
         if len(rows) != frames:
             raise ValueError(
                 f"Expected {name} for the {frames} frames of {file}, got {len(rows)}."
@@ -71,7 +72,7 @@ def read(path: str | os.PathLike) -> Track:
         params=head_model.HeadParams(
             **{name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
         ),
-        cameras=_cameras(arrays, file),
+        cameras=_cameras(stored, file),
         frame_ids=tuple(range(frames)),
         head_version=HEAD_VERSION,
     )
@@ -83,7 +84,7 @@ def read_trajectory(path: str | os.PathLike) -> Camera:
     Raises as `read`.
     """
     file = pathlib.Path(path)
-    return _cameras(_arrays(file), file)
+    return _cameras(arrays.read(file), file)
 
 
 def read_expressions(
@@ -94,9 +95,9 @@ def read_expressions(
     Raises as `read`.
     """
     file = pathlib.Path(path)
-    arrays = _arrays(file)
-    expressions = _rows(arrays, "expr", NUM_EXPRESSIONS, file)
-    eyes = _rows(arrays, "eye_rot", 3, file)
+    stored = arrays.read(file)
+    expressions = arrays.rows(stored, "expr", NUM_EXPRESSIONS, file)
+    eyes = arrays.rows(stored, "eye_rot", 3, file)
     if len(expressions) != len(eyes):
         raise ValueError(
             f"Expected as many eye_rot as expr in {file}, got {len(eyes)} and "
@@ -131,83 +132,21 @@ def read_references(path: str | os.PathLike) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _arrays(file: pathlib.Path) -> Mapping[str, np.ndarray]:
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no file at {file}.") from None
-    except Exception as error:  # zipfile and zlib raise a dozen kinds.
-        raise ValueError(
-            f"Expected an .npz of arrays in {file}, got a file that cannot be read "
-            f"({type(error).__name__})."
-        ) from error
-
-
-def _rows(
-    arrays: Mapping[str, np.ndarray],
-    name: str,
-    width: int,
-    file: pathlib.Path,
-    *,
-    default: int | None = None,
-) -> np.ndarray:
-    """An array as (n, width); `default` rows of zeros if it may be missing."""
-    if name not in arrays:
-        if default is not None:
-            return np.zeros((default, width))
-        raise ValueError(f"Expected {name} in {file}, got {', '.join(sorted(arrays))}.")
-    array = np.atleast_2d(arrays[name])
-    if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
-        raise ValueError(
-            f"Expected {name} of {width} numbers a row in {file}, got the shape "
-            f"{arrays[name].shape}."
-        )
-    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise ValueError(
-            f"Expected finite {name} in {file}, got NaN, infinity or text."
-        )
-    return array
-
-
-def _cameras(arrays: Mapping[str, np.ndarray], file: pathlib.Path) -> Camera:
+def _cameras(stored: Mapping[str, np.ndarray], file: pathlib.Path) -> Camera:
     """All that the file has; `resolution` (2,) stands for one of each."""
-    lens = [_rows(arrays, name, 1, file) for name in ("fx", "fy", "cx", "cy")]
-    sizes = "resolution" if "resolution" in arrays else "resolutions"
-    resolutions = np.unique(_rows(arrays, sizes, 2, file), axis=0)
-    extrinsics = arrays.get("extr", np.zeros(0))
+    lens = [arrays.rows(stored, name, 1, file) for name in ("fx", "fy", "cx", "cy")]
+    sizes = "resolution" if "resolution" in stored else "resolutions"
+    heights_widths = arrays.rows(stored, sizes, 2, file)
+    extrinsics = stored.get("extr", np.zeros(0))
     count = len(lens[0])
     if extrinsics.shape != (count, 4, 4) or any(len(x) != count for x in lens):
         raise ValueError(
             f"Expected extr, fx, fy, cx and cy for as many cameras in {file}, got extr "
             f"of shape {extrinsics.shape} and {[len(x) for x in lens]}."
         )
-    if len(resolutions) != 1:
-        raise ValueError(
-            f"Expected views of one size in {file}, got {resolutions.tolist()}; resize "
-            "images and lenses first."
-        )
-    extrinsics = _rows({"extr": extrinsics.reshape(-1, 16)}, "extr", 16, file)
-    extrinsics = extrinsics.reshape(-1, 4, 4).astype(np.float64)
-    rotations = extrinsics[:, :3, :3]
-    gram = rotations @ np.swapaxes(rotations, 1, 2)
-    rigid = (
-        np.abs(gram - np.eye(3)).max() < 1e-3
-        and (np.linalg.det(rotations) > 0).all()
-        and np.abs(extrinsics[:, 3] - [0, 0, 0, 1]).max() < 1e-6
-    )
-    if not rigid:
-        raise ValueError(f"Expected rigid extr in {file}, got something else.")
-    if min(lens[0].min(), lens[1].min()) <= 0 or resolutions.min() < 1:
-        raise ValueError(f"Expected positive lenses and sizes in {file}.")
-    if (resolutions != np.round(resolutions)).any():
-        raise ValueError(
-            f"Expected whole pixels in {file}, got {resolutions.tolist()}."
-        )
-    height, width = (int(n) for n in resolutions[0])
-    return Camera(
-        jaxlie.SE3.from_matrix(jnp.asarray(extrinsics, jnp.float32)),
-        jnp.asarray(np.concatenate(lens, axis=1), jnp.float32),
-        width,
-        height,
+    return arrays.cameras(
+        arrays.rigid(extrinsics, "extr", file),
+        np.concatenate(lens, axis=1),
+        heights_widths[:, ::-1],
+        file,
     )
