@@ -90,11 +90,11 @@ def coefficients(
 def check_version(
     model: head_model.HeadModel, expected: str, source: pathlib.Path
 ) -> None:
-    """Raises ValueError for another head than the one that was tracked."""
+    """Raises ValueError for another head than the tracker's."""
     if model.version != expected:
         raise ValueError(
-            f"Expected the head {expected}, with which {source} was tracked, got "
-            f"{model.version}; their parameters mean different shapes."
+            f"Expected the head {expected} for {source}, got {model.version}; their "
+            "parameters mean different shapes."
         )
 
 
