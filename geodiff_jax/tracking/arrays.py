@@ -17,6 +17,12 @@ from geodiff_jax.head import model as head_model
 RIGID_TOLERANCE = 1e-3
 """How far R^T R may lie from the identity; trackers store float32 and text (ours)."""
 
+STILL = 1e-4
+"""What poses (metres, cosines) and lenses (shares of the image) of two frames may
+differ by and still count as those of one camera: the digits of text (ours)."""
+OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+"""Cameras' axes: y down and z forward, for y up and z backwards."""
+
 
 def read(file: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name.
@@ -60,7 +66,9 @@ def rows(
             f"Expected {name} of {width or 'any'} numbers a row in {file}, got the "
             f"shape {stored[name].shape}."
         )
-    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+    with np.errstate(over="ignore"):  # All ends in single precision.
+        finite = array.dtype.kind in "iuf" and np.isfinite(np.float32(array)).all()
+    if not finite:
         raise ValueError(
             f"Expected finite {name} in {file}, got NaN, infinity or text."
         )
@@ -70,19 +78,18 @@ def rows(
 def coefficients(
     values: Shaped[np.ndarray, "n width"], count: int, name: str, source: pathlib.Path
 ) -> Shaped[np.ndarray, "n count"]:
-    """Rows of coefficients for the `count` shapes that a head has.
+    """Rows of coefficients for the `count` shapes that there are.
 
-    What a file leaves out is zero. What a head has no shape for must be zero: to drop
-    it would be another face.
+    What is left out is zero. What there is no shape for must be zero: without it, it
+    would be another face.
 
     Raises ValueError where it is not.
     """
     width = values.shape[1]
     if values[:, count:].any():
         raise ValueError(
-            f"Expected {name} of at most {count} numbers in {source}, as many as this "
-            f"head has shapes, got {width} and not all the others zero; load the head "
-            "with more shapes."
+            f"Expected zeros after the first {count} numbers of {name} in {source}, "
+            f"got {width} and others among them; take a head with as many shapes."
         )
     return np.pad(values[:, :count], ((0, 0), (0, max(0, count - width))))
 
@@ -96,6 +103,13 @@ def check_version(
             f"Expected the head {expected} for {source}, got {model.version}; their "
             "parameters mean different shapes."
         )
+
+
+def head_params(**values: Shaped[np.ndarray, "..."]) -> head_model.HeadParams:
+    """Parameters by name, in single precision."""
+    return head_model.HeadParams(
+        **{name: jnp.asarray(np.float32(value)) for name, value in values.items()}
+    )
 
 
 def rigid(
@@ -137,8 +151,8 @@ def cameras(
         raise ValueError(f"Expected whole pixels in {file}, got {sizes.tolist()}.")
     width, height = (int(n) for n in sizes[0])
     return Camera(
-        jaxlie.SE3.from_matrix(jnp.asarray(camera_from_world, jnp.float32)),
-        jnp.asarray(intrinsics, jnp.float32),
+        jaxlie.SE3.from_matrix(jnp.asarray(np.float32(camera_from_world))),
+        jnp.asarray(np.float32(intrinsics)),
         width,
         height,
     )

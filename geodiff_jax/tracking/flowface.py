@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float
 
 from geodiff_jax.geometry.camera import Camera
-from geodiff_jax.head import model as head_model
 from geodiff_jax.head.track import Track
 from geodiff_jax.tracking import arrays
 
@@ -65,13 +64,11 @@ def read(path: str | os.PathLike) -> Track:
         "neck": per_frame("neck_rot", default=frames),
         "jaw": per_frame("jaw_rot", default=frames),
         "eyes": np.stack([eyes, eyes], axis=1),
-        "rotation": (turn @ own).log(),
+        "rotation": np.asarray((turn @ own).log()),
         "translation": per_frame("tra") @ _VIEWER_FROM_CAMERA,
     }
     return Track(
-        params=head_model.HeadParams(
-            **{name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-        ),
+        params=arrays.head_params(**params),
         cameras=_cameras(stored, file),
         frame_ids=tuple(range(frames)),
         head_version=HEAD_VERSION,

@@ -25,9 +25,6 @@ from geodiff_jax.tracking import arrays
 
 HEAD_VERSION = "flame2020"
 """What Pixel3DMM tracks unless told otherwise."""
-STILL = 1e-4
-"""What cameras of two frames may differ by, in metres, cosines and shares of the
-image, and still count as one (ours)."""
 
 _FLAME = {
     "exp": None,
@@ -41,7 +38,6 @@ _FLAME = {
     "t": 3,
 }
 _CAMERA = {"R_base_0": 9, "t_base_0": 3, "fl": 1, "pp": 2}
-_OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def read(
@@ -152,7 +148,8 @@ def _head_params(
             f"Expected R to be the first two rows of R_rotation_matrix in "
             f"{files[wrong.argmax()]}, got another rotation."
         )
-    axis_angles = jaxlie.SO3.from_matrix(jnp.asarray(turns, jnp.float32)).log()
+    rotations = jaxlie.SO3.from_matrix(jnp.asarray(np.float32(turns)))
+    axis_angles = np.asarray(rotations.log())
     identities, expressions = len(model.identity_names), len(model.expression_names)
     params = {
         "identity": arrays.coefficients(stored["shape"], identities, "shape", source),
@@ -164,9 +161,7 @@ def _head_params(
         "rotation": axis_angles[:, 0],
         "translation": stored["t"],
     }
-    return head_model.HeadParams(
-        **{name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-    )
+    return arrays.head_params(**params)
 
 
 def _rotations(
@@ -199,7 +194,7 @@ def _camera(
     """The one camera of all frames."""
     apart = [np.abs(stored[name] - stored[name][:1]).max(axis=1) for name in _CAMERA]
     apart.append(np.abs(stored["img_size"] - stored["img_size"][:1])[:, 0])
-    moved = np.max(apart, axis=0) > STILL
+    moved = np.max(apart, axis=0) > arrays.STILL
     if moved.any():
         raise ValueError(
             f"Expected one camera for all frames of {source}, got another in "
@@ -216,7 +211,7 @@ def _camera(
     half = size / 2 + 0.5
     centre = half + stored["pp"][0] * half
     return arrays.cameras(
-        _OPENCV_FROM_OPENGL @ pose,
+        arrays.OPENCV_FROM_OPENGL @ pose,
         np.array([[focal, focal, *centre]]),
         np.array([[size, size]]),
         source,

@@ -24,11 +24,6 @@ WHOLE = "transforms.json"
 PARTS = ("transforms_train.json", "transforms_val.json", "transforms_test.json")
 TRAINING_TENTHS = 7
 """The first so many tenths of all timesteps are for training."""
-STILL = 1e-4
-"""What poses (metres, cosines) and lenses (shares) may differ by between timesteps and
-still count as the same: the digits of text (ours)."""
-
-_OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +94,9 @@ def cameras(shots: Sequence[Shot], folder: pathlib.Path) -> Camera:
     own = np.array([[*x.pose, *x.lens] for x in shots])
     at_first = np.array([[*first[x.camera].pose, *first[x.camera].lens] for x in shots])
     unit = np.array([[1.0] * 16 + [max(x.size)] * 4 for x in shots])
-    moved = (np.abs(own - at_first) > STILL * unit).any(axis=1)
+    moved = (np.abs(own - at_first) > arrays.STILL * unit).any(axis=1)
     if moved.any():
-        shot = shots[moved.argmax()]
+        shot = shots[int(moved.argmax())]
         raise ValueError(
             f"Expected cameras that stand still in {folder}, got one, camera_index "
             f"{shot.camera}, that moves or zooms at timestep {shot.timestep}; put its "
@@ -111,9 +106,9 @@ def cameras(shots: Sequence[Shot], folder: pathlib.Path) -> Camera:
     poses = np.array([view.pose for view in views]).reshape(-1, 4, 4)
     world_from_camera = arrays.rigid(poses, "transform_matrix", folder)
     return arrays.cameras(
-        _OPENCV_FROM_OPENGL @ np.linalg.inv(world_from_camera),
+        arrays.OPENCV_FROM_OPENGL @ np.linalg.inv(world_from_camera),
         np.array([view.lens for view in views]),
-        np.array([view.size for view in views]),
+        np.array([shot.size for shot in shots]),
         folder,
     )
 
@@ -175,7 +170,7 @@ _LENS = ("cx", "cy", "fl_x", "fl_y", "h", "w", "camera_angle_x", "camera_angle_y
 def _camera_entries(cameras: Camera) -> list[dict[str, Any]]:
     """What an entry says of each view."""
     camera_from_world = np.asarray(cameras.camera_from_world.as_matrix(), np.float64)
-    poses = np.linalg.inv(camera_from_world) @ _OPENCV_FROM_OPENGL
+    poses = np.linalg.inv(camera_from_world) @ arrays.OPENCV_FROM_OPENGL
     width, height = cameras.width, cameras.height
     lenses = np.asarray(cameras.intrinsics, np.float64).tolist()
     return [

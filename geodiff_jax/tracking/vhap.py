@@ -120,7 +120,7 @@ def read_result(path: str | os.PathLike, model: head_model.HeadModel) -> Capture
         )
     height, width = size[0]
     focal_pixels = float(focal[0, 0]) * max(height, width)
-    camera_from_world = np.diag([1.0, -1.0, -1.0, 1.0])
+    camera_from_world = arrays.OPENCV_FROM_OPENGL.copy()
     camera_from_world[2, 3] = 1.0
     _refuse_motion(stored, file)
     params = _head_params(stored, model, file)
@@ -153,15 +153,22 @@ def write(
     """Writes a track as a capture for GaussianAvatars, without its images.
 
     Those belong to images/ and fg_masks/, named as in transforms.json. A folder that
-    is there is replaced as a whole, images too. `validation_views` are kept from
-    training, see `transforms.write`. The canonical head keeps shape and offsets.
-    GaussianAvatars takes pixels as square and the principal point as centred, whatever
-    is written: crop to that first.
+    is there is replaced as a whole. `validation_views` are kept from training, see
+    `transforms.write`. The canonical head keeps shape and offsets. GaussianAvatars
+    takes pixels as square and the principal point as centred, whatever is written:
+    crop to that first.
 
-    Raises ValueError for what the layout cannot say: another head, eyelids, an identity
-    that changes, more shapes than FLAME has; or parameters that are not finite.
+    Raises:
+      FileExistsError: the folder holds images, which would be lost.
+      ValueError: what the layout cannot say (another head, eyelids, an identity that
+        changes, more shapes than FLAME has), or parameters that are not finite.
     """
     target = pathlib.Path(folder)
+    if (target / "images").exists():
+        raise FileExistsError(
+            f"Expected no images in {target} yet, there are some, which would be lost; "
+            "write the track first, or choose another folder."
+        )
     arrays.check_version(model, HEAD_VERSION, target)
     head_track.check(track, model)
     if track.num_frames == 0:
@@ -246,9 +253,7 @@ def _head_params(
         "translation": poses["translation"]
         + _root_shift(model, identity, poses["rotation"]),
     }
-    return head_model.HeadParams(
-        **{name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-    )
+    return arrays.head_params(**params)
 
 
 def _root_shift(
@@ -259,7 +264,7 @@ def _root_shift(
     """j - R j: how much further the origin moves when a head turns about its root."""
     root = np.asarray(model.joint_template, np.float64)[0]
     root = root + identity @ np.asarray(model.joint_identity_basis, np.float64)[:, 0]
-    turned = lbs.rotation_matrices(jnp.asarray(rotation, jnp.float32))
+    turned = lbs.rotation_matrices(jnp.asarray(np.float32(rotation)))
     return root - np.einsum("tkl,tl->tk", np.asarray(turned, np.float64), root)
 
 
@@ -328,4 +333,5 @@ def _stored(
 
 def _save(file: pathlib.Path, content: Mapping[str, np.ndarray]) -> None:
     with file.open("wb") as stream:
-        np.savez(stream, **dict(content))
+        # No array is named allow_pickle.
+        np.savez(stream, **content)  # pyright: ignore[reportArgumentType]

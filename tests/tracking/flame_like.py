@@ -1,8 +1,11 @@
 """A small head that obeys FLAME's rules, and FLAME's rules once more, by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from geodiff_jax.geometry.camera import Camera
+from geodiff_jax.head import model as head_model
 from tests.head import random_head
 
 NUM_IDENTITIES, NUM_EXPRESSIONS = (
@@ -19,6 +22,24 @@ def load(version: str, *, seed: int = 0):
         eyelids_after_skinning=True,
         version=version,
     )
+
+
+_vertices = jax.jit(head_model.vertices)
+
+
+def vertices(model, params):
+    """Our own, compiled once for heads of any version."""
+    return _vertices(model.replace(version="any"), params)
+
+
+_project = jax.jit(Camera.project)
+
+
+def project(cameras, points):
+    """All frames' points by every view, (views, frames * vertices); compiled once."""
+    points = np.reshape(points, (-1, 3)).astype(np.float32)
+    points = np.broadcast_to(points, (len(cameras.intrinsics), *points.shape))
+    return _project(cameras.replace(width=1, height=1), points)
 
 
 def rotation_matrix(axis_angle):
