@@ -78,13 +78,14 @@ def read(folder: str | os.PathLike, model: head_model.HeadModel) -> Capture:
     shots = transforms.read(path)
     per_timestep = {shot.timestep: shot for shot in shots}
     frames = [per_timestep[timestep] for timestep in sorted(per_timestep)]
+    cameras = transforms.cameras(shots, path)
     stored = _gathered([path / shot.flame_param_path for shot in frames])
     views = {camera: i for i, camera in enumerate(sorted({x.camera for x in shots}))}
     keyed = [((shot.frame_id, views[shot.camera]), shot) for shot in shots]
     return Capture(
         track=head_track.Track(
             params=_head_params(stored, model, path),
-            cameras=transforms.cameras(shots, path),
+            cameras=cameras,
             frame_ids=tuple(shot.frame_id for shot in frames),
             head_version=HEAD_VERSION,
         ),
