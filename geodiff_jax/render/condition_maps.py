@@ -41,7 +41,7 @@ def area_reduce(image: Float[Array, "h w c"], factor: int) -> Float[Array, "h2 w
 
 
 def head_vertices(model: head_model.HeadModel) -> Bool[Array, " v"]:
-    """The head without the lower half of its neck (ours).
+    """The head without the lowest third of its neck (ours).
 
     Stands in for CAP4D's list of FLAME's vertices, which cuts the lower neck too
     (supplement, Sec B.1): crops are fitted to them and its maps show no others.
@@ -50,7 +50,7 @@ def head_vertices(model: head_model.HeadModel) -> Bool[Array, " v"]:
     neck = model.regions["neck"] | model.regions["boundary"]
     lowest = jnp.min(jnp.where(neck, height, jnp.inf))
     highest = jnp.max(jnp.where(neck, height, -jnp.inf))
-    return ~(neck & (height < 0.5 * (lowest + highest)))
+    return ~(neck & (height < lowest + (highest - lowest) / 3.0))
 
 
 def touching_faces(
@@ -188,10 +188,9 @@ def expression_offsets(
     nothing here (ours: CAP4D's conditioning has no neck joint).
     """
     moved = params.replace(neck=jnp.zeros_like(params.neck))
-    at_rest = head_model.canonical(params)
-    return head_model.head_vertices(model, moved) - head_model.head_vertices(
-        model, at_rest
-    )
+    # At rest no joint turns: what skinning would leave alone need not be skinned.
+    at_rest = head_model.rest_vertices(model, head_model.canonical(params))
+    return head_model.head_vertices(model, moved) - at_rest
 
 
 def encode_surface(
@@ -306,12 +305,17 @@ def square(camera: Camera, *, size: int) -> Camera:
     Raises:
       ValueError: the camera's image is not square.
     """
+    check_square(camera)
+    return camera.resize(width=size, height=size)
+
+
+def check_square(camera: Camera) -> None:
+    """Raises ValueError unless the camera's image is square."""
     if camera.width != camera.height:
         raise ValueError(
             f"Expected a camera with a square image, got {camera.width} x "
             f"{camera.height}; crop it first (render/head_crop.py)."
         )
-    return camera.resize(width=size, height=size)
 
 
 def _directions(camera: Camera, *, offset: float) -> Float[Array, "h w 3"]:

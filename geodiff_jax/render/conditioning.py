@@ -150,11 +150,12 @@ def check(
             "Expected parameters of at least one frame along a leading axis, got "
             f"identity of shape {params.identity.shape}; check the track."
         )
-    for name, neutral in vars(head_model.neutral(model, batch=(frames,))).items():
+    expected = jax.eval_shape(lambda: head_model.neutral(model, batch=(frames,)))
+    for name, shaped in vars(expected).items():
         value = np.asarray(getattr(params, name))
-        if value.shape != neutral.shape:
+        if value.shape != shaped.shape:
             raise ValueError(
-                f"Expected {name} of shape {neutral.shape} for the head "
+                f"Expected {name} of shape {shaped.shape} for the head "
                 f"{model.version}, got {value.shape}; track the frames with this head."
             )
         if not np.isfinite(value).all():
@@ -162,7 +163,7 @@ def check(
                 f"Expected finite parameters, got NaN or infinity in {name}; leave "
                 "out the frames that could not be tracked."
             )
-    condition_maps.square(cameras, size=1)
+    condition_maps.check_square(cameras)
     if cameras.intrinsics.shape != (frames, 4):
         raise ValueError(
             f"Expected one camera for each of {frames} frames, got intrinsics of shape "

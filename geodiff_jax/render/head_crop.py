@@ -112,9 +112,12 @@ def crop_mask(
 def _covered(
     start: Int[Array, "*b"], stop: Int[Array, "*b"], length: int, size: int
 ) -> Float[Array, "*b size"]:
-    """Share of each of `size` equal parts of [start, stop] that is in [0, length]."""
+    """Share of each of `size` equal parts of [start, stop] that is in [0, length].
+
+    Zero for empty intervals.
+    """
     step = ((stop - start) / size)[..., None]
     lower = start[..., None] + step * jnp.arange(size)
     upper = lower + step
     inside = jnp.clip(upper, 0, length) - jnp.clip(lower, 0, length)
-    return inside / step
+    return inside / jnp.where(step > 0, step, 1.0)

@@ -1,0 +1,172 @@
+r"""Every condition map of one frame on one labelled sheet.
+
+python -m experiments.show_maps --output=out/maps.png [--image=photo.jpg]
+
+With --image the photo's head, as `create_avatar` tracks it, in CAP4D's crop; without,
+the built-in head of a random person, by --seed, --expression and --yaw_degrees. Under
+half a minute on 2 cores.
+"""
+
+import os
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from jaxtyping import Array, Float
+
+from geodiff_jax import create
+from geodiff_jax.avatar import preview
+from geodiff_jax.geometry import camera as cameras
+from geodiff_jax.head import model as head_model
+from geodiff_jax.head import procedural
+from geodiff_jax.io import images
+from geodiff_jax.render import (
+    condition_maps,
+    conditioning,
+    head_crop,
+    splatted_features,
+)
+
+_OUTPUT = flags.DEFINE_string("output", None, "The PNG to write.", required=True)
+_IMAGE = flags.DEFINE_string("image", None, "A portrait; a random head by default.")
+_SEED = flags.DEFINE_integer("seed", 3, "Of the random person.")
+_YAW = flags.DEFINE_float("yaw_degrees", 20.0, "Of the random person's head.")
+_EXPRESSION = flags.DEFINE_string(
+    "expression", "jawOpen", "What the random person's face does, at full strength."
+)
+SIZE = 512
+Tile = tuple[str, Float[np.ndarray, "h w 3"]]
+
+
+def main(argv: list[str]) -> None:
+    """Draws the sheet."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    try:
+        path = pathlib.Path(_OUTPUT.value)
+        tiles = photo_tiles(_IMAGE.value) if _IMAGE.value else head_tiles()
+        os.makedirs(path.parent, exist_ok=True)
+        images.write_png(path, preview.contact_sheet(tiles, size=288, columns=5))
+    except (ValueError, OSError) as error:
+        print(f"show_maps: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{path}: {len(tiles)} maps")
+
+
+def photo_tiles(path: str) -> list[Tile]:
+    """The photo's crop, its mask, and the maps of its tracked head."""
+    tracked = create.track(path)
+    fitted, photo = tracked.fit, tracked.photo
+    box = head_crop.head_box(fitted.head, fitted.params, fitted.camera)
+    camera = head_crop.crop_camera(fitted.camera, box, size=SIZE)
+    crop = head_crop.crop_image(photo.rgb, np.asarray(box), size=SIZE)
+    mask = head_crop.crop_mask(box, width=photo.width, height=photo.height)
+    maps = map_tiles(fitted.head, fitted.params, camera, crop_mask=mask)
+    return [("the crop", crop), *maps]
+
+
+def head_tiles() -> list[Tile]:
+    """The maps of a random person."""
+    head = procedural.load()
+    if _EXPRESSION.value not in head.expression_names:
+        raise ValueError(
+            f"Expected an expression of the head {head.version}, got "
+            f"{_EXPRESSION.value!r}; choose one of {', '.join(head.expression_names)}."
+        )
+    chosen = head.expression_names.index(_EXPRESSION.value)
+    person = procedural.sample_identity(jax.random.key(_SEED.value), head)
+    neutral = head_model.neutral(head)
+    params = neutral.replace(
+        identity=person,
+        expression=neutral.expression.at[chosen].set(1.0),
+        rotation=jnp.asarray([0.0, np.radians(_YAW.value), 0.0]),
+    )
+    lens = cameras.look_at(
+        jnp.asarray([0.0, 0.0, 1.0]),
+        jnp.zeros(3),
+        up=jnp.asarray([0.0, 1.0, 0.0]),
+        focal=3.0 * SIZE,
+        width=SIZE,
+        height=SIZE,
+    )
+    box = head_crop.head_box(head, params, lens)
+    return map_tiles(head, params, head_crop.crop_camera(lens, box, size=SIZE))
+
+
+def map_tiles(
+    head: head_model.HeadModel,
+    params: head_model.HeadParams,
+    camera: cameras.Camera,
+    *,
+    crop_mask: Float[Array, "h w 1"] | None = None,
+) -> list[Tile]:
+    """Named pictures of every map; signed values are drawn around grey."""
+    frames = jax.tree.map(lambda x: x[None], params)
+    views = conditioning.repeat_camera(camera, 1)
+    conditioning.check(head, frames, views)
+    chart = splatted_features.chart(head)
+    field = splatted_features.initial_field(jax.random.key(0), head)
+    # Noise drawn at full range, as it would be seen of a trained field.
+    field = field.replace(features=10.0 * field.features)
+    cap4d = conditioning.cap4d(
+        head,
+        frames,
+        views,
+        camera,
+        reference_slots=jnp.ones(1, bool),
+        crop_mask=None if crop_mask is None else crop_mask[None],
+    )
+    cues = conditioning.visual_cues(head, frames, views, size=SIZE)
+    pose = conditioning.geodiff4d(head, frames, views).head_pose[0]
+    plucker = conditioning.geoface(views, camera).plucker[0]
+    splatted = conditioning.learn2control(field, chart, head, frames, views, size=256)
+    surface = condition_maps.uv_position_map(
+        head, head_model.head_vertices(head, params)
+    )
+    code, features = cap4d.position_code[0], splatted.features[0]
+    return [
+        ("normals", _signed(cues.normals[0])),
+        ("head pose (001)", _signed(pose)),
+        ("depth", _spread(cues.depth[0])),
+        ("UV coordinates", _colours(cues.uv[0])),
+        ("landmarks", _colours(cues.landmarks[0])),
+        ("position: sin xyz", _signed(code[..., 0::14])),
+        ("position: cos xyz", _signed(code[..., 7::14])),
+        ("position: sin 4 xyz", _signed(code[..., 2::14])),
+        ("position: sin 64 xyz", _signed(code[..., 6::14])),
+        ("expression offset (002)", _signed(cap4d.expression_offset[0] / 3.0)),
+        ("rays (002), x 4", _signed(cap4d.rays[0] * jnp.asarray([4.0, 4.0, 1.0]))),
+        ("reference mask", _colours(cap4d.reference_mask[0])),
+        ("crop mask", _colours(cap4d.crop_mask[0])),
+        ("Plücker directions, x 4", _signed(plucker[..., :3] * 4.0)),
+        ("Plücker moments", _signed(plucker[..., 3:])),
+        ("UV positions", _signed(surface / 0.15)),
+        ("features 0-2 (004)", _signed(features[..., :3])),
+        ("features 3-5 (004)", _signed(features[..., 3:6])),
+    ]
+
+
+def _signed(values: Float[Array, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    return np.asarray(jnp.clip(0.5 + 0.5 * values, 0.0, 1.0))
+
+
+def _colours(values: Float[Array, "h w c"]) -> Float[np.ndarray, "h w 3"]:
+    """One channel as grey, two as red and green."""
+    channels = [values[..., min(c, values.shape[-1] - 1)] for c in range(3)]
+    if values.shape[-1] == 2:
+        channels[2] = jnp.zeros_like(channels[0])
+    return np.asarray(jnp.stack(channels, axis=-1))
+
+
+def _spread(depth: Float[Array, "h w 1"]) -> Float[np.ndarray, "h w 3"]:
+    """Depth from the nearest, white, to the farthest, grey; background black."""
+    near = jnp.min(jnp.where(depth > 0, depth, jnp.inf))
+    share = (depth - near) / jnp.maximum(jnp.max(depth) - near, 1e-6)
+    return _colours(jnp.where(depth > 0, 1.0 - 0.8 * share, 0.0))
+
+
+if __name__ == "__main__":
+    app.run(main)
