@@ -3,8 +3,8 @@ r"""Every condition map of one frame on one labelled sheet.
 python -m experiments.show_maps --output=out/maps.png [--image=photo.jpg]
 
 With --image the photo's head, as `create_avatar` tracks it, in CAP4D's crop; without,
-the built-in head of a random person, by --seed, --expression and --yaw_degrees. Under
-half a minute on 2 cores.
+the built-in head of a random person, by --seed, --expression and --yaw_degrees. About
+half a minute on 2 idle cores, and as long again for a photo.
 """
 
 import os
@@ -69,7 +69,10 @@ def photo_tiles(path: str) -> list[Tile]:
 
 
 def head_tiles() -> list[Tile]:
-    """The maps of a random person."""
+    """The maps of a random person.
+
+    Raises ValueError for an expression that the head does not have.
+    """
     head = procedural.load()
     if _EXPRESSION.value not in head.expression_names:
         raise ValueError(
@@ -103,50 +106,72 @@ def map_tiles(
     *,
     crop_mask: Float[Array, "h w 1"] | None = None,
 ) -> list[Tile]:
-    """Named pictures of every map; signed values are drawn around grey."""
+    """Named pictures of every map; signed values are drawn around grey.
+
+    Rays are in the frame of a reference that stands 10 degrees to the right.
+    """
     frames = jax.tree.map(lambda x: x[None], params)
     views = conditioning.repeat_camera(camera, 1)
     conditioning.check(head, frames, views)
-    chart = splatted_features.chart(head)
-    field = splatted_features.initial_field(jax.random.key(0), head)
+    mask = None if crop_mask is None else crop_mask[None]
+    field = jax.jit(splatted_features.initial_field)(jax.random.key(0), head)
     # Noise drawn at full range, as it would be seen of a trained field.
     field = field.replace(features=10.0 * field.features)
-    cap4d = conditioning.cap4d(
-        head,
-        frames,
-        views,
-        camera,
-        reference_slots=jnp.ones(1, bool),
-        crop_mask=None if crop_mask is None else crop_mask[None],
+    chart = splatted_features.chart(head)
+    cues, pose, cap4d, rays, splatted, surface = jax.jit(draw)(
+        head, frames, views, mask, field, chart
     )
-    cues = conditioning.visual_cues(head, frames, views, size=SIZE)
-    pose = conditioning.geodiff4d(head, frames, views).head_pose[0]
-    plucker = conditioning.geoface(views, camera).plucker[0]
-    splatted = conditioning.learn2control(field, chart, head, frames, views, size=256)
-    surface = condition_maps.uv_position_map(
-        head, head_model.head_vertices(head, params)
-    )
-    code, features = cap4d.position_code[0], splatted.features[0]
+    code, plucker = cap4d.position_code[0], rays.plucker[0]
+    features, zoom = splatted.features[0], jnp.asarray([3.0, 3.0, 1.0])
     return [
         ("normals", _signed(cues.normals[0])),
-        ("head pose (001)", _signed(pose)),
+        ("head pose (001)", _signed(pose.head_pose[0])),
         ("depth", _spread(cues.depth[0])),
         ("UV coordinates", _colours(cues.uv[0])),
         ("landmarks", _colours(cues.landmarks[0])),
-        ("position: sin xyz", _signed(code[..., 0::14])),
+        ("position (002): sin xyz", _signed(code[..., 0::14])),
         ("position: cos xyz", _signed(code[..., 7::14])),
         ("position: sin 4 xyz", _signed(code[..., 2::14])),
         ("position: sin 64 xyz", _signed(code[..., 6::14])),
         ("expression offset (002)", _signed(cap4d.expression_offset[0] / 3.0)),
-        ("rays (002), x 4", _signed(cap4d.rays[0] * jnp.asarray([4.0, 4.0, 1.0]))),
-        ("reference mask", _colours(cap4d.reference_mask[0])),
-        ("crop mask", _colours(cap4d.crop_mask[0])),
-        ("Plücker directions, x 4", _signed(plucker[..., :3] * 4.0)),
-        ("Plücker moments", _signed(plucker[..., 3:])),
-        ("UV positions", _signed(surface / 0.15)),
-        ("features 0-2 (004)", _signed(features[..., :3])),
-        ("features 3-5 (004)", _signed(features[..., 3:6])),
+        ("rays (002)", _signed(cap4d.rays[0] * zoom)),
+        ("reference mask (002), white = 1", _colours(cap4d.reference_mask[0] * 0.9)),
+        ("crop mask (002), white = 1", _colours(cap4d.crop_mask[0] * 0.9)),
+        ("ray directions (003)", _signed(plucker[..., :3] * zoom)),
+        ("ray moments (003)", _signed(plucker[..., 3:] * 2.0)),
+        ("UV positions (003)", _signed(surface / 0.15)),
+        ("features 0-2 (004), untrained", _signed(features[..., :3])),
+        ("features 3-5 (004), untrained", _signed(features[..., 3:6])),
     ]
+
+
+def draw(
+    head: head_model.HeadModel,
+    params: head_model.HeadParams,
+    views: cameras.Camera,
+    crop_mask: Float[Array, "b h w 1"] | None,
+    field: splatted_features.FeatureField,
+    chart: splatted_features.Chart,
+) -> tuple:
+    """All maps of one frame (b = 1), as one program."""
+    camera, face = jax.tree.map(lambda x: x[0], (views, params))
+    centre = jnp.mean(head_model.vertices(head, face), axis=0)
+    reference = cameras.orbit(camera, centre, yaw_radians=np.radians(10.0))
+    return (
+        conditioning.visual_cues(head, params, views, size=SIZE),
+        conditioning.geodiff4d(head, params, views),
+        conditioning.cap4d(
+            head,
+            params,
+            views,
+            reference,
+            reference_slots=jnp.ones(1, bool),
+            crop_mask=crop_mask,
+        ),
+        conditioning.geoface(views, reference),
+        conditioning.learn2control(field, chart, head, params, views, size=SIZE),
+        condition_maps.uv_position_map(head, head_model.head_vertices(head, face)),
+    )
 
 
 def _signed(values: Float[Array, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
