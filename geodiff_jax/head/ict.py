@@ -10,6 +10,7 @@ y up, z out of the face. Here metres, and the origin lies as far behind the midd
 the eyes' centres as in the built-in head.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -38,19 +39,33 @@ EYES_BEFORE_ORIGIN = 0.069
 RIG = 1
 """Raised when joints, weights or drivers change what parameters mean."""
 
+_INNER_EYES = (slice(22_221, 23_021), slice(23_791, 24_591))
 _NEUTRAL, _INDEX = "generic_neutral_mesh.obj", "vertex_indices.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """What stands in a folder; shapes are vertices, `KEPT` of them, centimetres."""
+
+    neutral: obj.Mesh
+    identities: dict[str, Float[np.ndarray, "v 3"]]
+    expressions: dict[str, Float[np.ndarray, "v 3"]]
+    marks: Int[np.ndarray, "68"]
+    """Vertices of iBUG 68."""
+
+
 def load(folder: str | os.PathLike) -> head_model.HeadModel:
-    """The head of a FaceXModel folder, float32; 100 identities take seconds.
+    """The head of a FaceXModel folder, float32; a tenth of a second for each file.
 
     Identities are what `identity*.obj` there are, in order of their names, and may be a
     part of the 100; their files lie one standard deviation from the neutral.
     Expressions are the 53 that `vertex_indices.json` lists, under their names there:
     ARKit's without tongueOut, with browInnerUp and cheekPuff in a left and a right
     half. jawOpen, jawLeft and jawRight turn the jaw, and `expression_basis` keeps what
-    a turn does not give, so that each of them at full strength is the file's shape. The
-    files' eyeLook shapes move lids alone: that they turn the eyeballs is ours.
+    a turn does not give, so that each expression alone at full strength is the file's
+    shape. Together with jawOpen, others turn with the jaw instead of adding up; most
+    of all mouthClose. The files' eyeLook shapes move lids alone: that they turn the
+    eyeballs is ours.
 
     The version has the number of identities and a digest of all shapes, of their names
     and of `RIG`: folders with other shapes have other versions, wherever they lie.
@@ -59,14 +74,53 @@ def load(folder: str | os.PathLike) -> head_model.HeadModel:
       FileNotFoundError: the folder, or a file that it should hold, is not there.
       ValueError: a file does not hold what is expected of it.
     """
-    folder = pathlib.Path(folder)
+    files = _read(pathlib.Path(folder))
+    rest = files.neutral.vertices[KEPT]
+    origin = _origin(rest)
+    template = (rest - origin) * METRES
+    shapes = {n: (x - origin) * METRES for n, x in files.expressions.items()}
+    identity_basis = (np.stack(list(files.identities.values())) - rest) * METRES
+    rig = ict_rig.fit(template, shapes)
+    basis = ict_rig.residuals(template, np.stack(list(shapes.values())), rig)
+    names = tuple(shapes)
+    blinks = [names.index("eyeBlink_L"), names.index("eyeBlink_R")]
+    kept = np.isin(files.neutral.faces, KEPT).all(axis=1)
+    faces = np.searchsorted(KEPT, files.neutral.faces[kept])
+    chart = files.neutral.uv, files.neutral.uv_faces[kept]
+    uv, uv_faces = ict_regions.packed_chart(*chart, faces)
+    regions = ict_regions.regions(template, faces, *chart, files.marks)
+    irises = (_irises(files.neutral.vertices) - origin) * METRES
+    joint_moves = np.einsum("jv,ivk->ijk", rig.anchors, identity_basis)
+    return head_model.HeadModel(
+        template=_float32(template),
+        identity_basis=_float32(identity_basis),
+        expression_basis=_float32(basis),
+        eyelid_basis=_float32(basis[blinks]),
+        joint_template=_float32(rig.joints),
+        joint_identity_basis=_float32(joint_moves),
+        joint_drivers=_float32(rig.drivers),
+        skinning_weights=_float32(rig.weights),
+        faces=jnp.asarray(faces.astype(np.int32)),
+        uv=_float32(uv),
+        uv_faces=jnp.asarray(uv_faces.astype(np.int32)),
+        landmarks=ict_regions.vertex_embedding(files.marks, faces),
+        irises=ict_regions.iris_embedding(template, faces, rig.joints[3:], irises),
+        regions={name: jnp.asarray(mask) for name, mask in regions.items()},
+        identity_names=tuple(files.identities),
+        expression_names=names,
+        version=_version(rest, files),
+    )
+
+
+def _read(folder: pathlib.Path) -> _Files:
+    """Looks for every file before it reads the first shape."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"Expected ICT-FaceKit's FaceXModel folder at {folder}, found none."
         )
     names, marks = _index(folder / _INDEX)
-    identity_names = tuple(sorted(path.stem for path in folder.glob("identity*.obj")))
-    if not identity_names:
+    identities = sorted(path.stem for path in folder.glob("identity*.obj"))
+    if not identities:
         raise FileNotFoundError(
             f"Expected identity000.obj and so on in {folder}, found none."
         )
@@ -76,53 +130,17 @@ def load(folder: str | os.PathLike) -> head_model.HeadModel:
                 f"Expected {name}.obj in {folder}, as its {_INDEX} lists it, found "
                 "none; download the whole folder."
             )
-    mesh = obj.read(folder / _NEUTRAL)
-    _check_count(mesh.vertices, folder / _NEUTRAL)
-    identities = np.stack([_shape(folder, name) for name in identity_names])
-    shapes = np.stack([_shape(folder, name) for name in names])
-    origin = _origin(mesh.vertices[KEPT])
-    template = (mesh.vertices[KEPT] - origin) * METRES
-    targets = (shapes - origin) * METRES
-    identity_basis = (identities - mesh.vertices[KEPT]) * METRES
-    kept_faces = np.isin(mesh.faces, KEPT).all(axis=1)
-    faces = np.searchsorted(KEPT, mesh.faces[kept_faces])
-    uv, uv_faces = ict_regions.packed_chart(mesh.uv, mesh.uv_faces[kept_faces], faces)
-    rig = ict_rig.fit(template, dict(zip(names, targets, strict=True)))
-    basis = ict_rig.residuals(template, targets, rig)
-    return head_model.HeadModel(
-        template=_float32(template),
-        identity_basis=_float32(identity_basis),
-        expression_basis=_float32(basis),
-        eyelid_basis=_float32(
-            basis[[names.index("eyeBlink_L"), names.index("eyeBlink_R")]]
-        ),
-        joint_template=_float32(rig.joints),
-        joint_identity_basis=_float32(
-            np.einsum("jv,ivk->ijk", rig.anchors, identity_basis)
-        ),
-        joint_drivers=_float32(rig.drivers),
-        skinning_weights=_float32(rig.weights),
-        faces=jnp.asarray(faces.astype(np.int32)),
-        uv=_float32(uv),
-        uv_faces=jnp.asarray(uv_faces.astype(np.int32)),
-        landmarks=ict_regions.vertex_embedding(marks, faces),
-        irises=ict_regions.iris_embedding(
-            template, faces, rig.joints[3:], _irises(mesh.vertices, origin)
-        ),
-        regions={
-            name: jnp.asarray(mask)
-            for name, mask in ict_regions.regions(
-                template, faces, mesh.uv, mesh.uv_faces[kept_faces], marks
-            ).items()
-        },
-        identity_names=identity_names,
-        expression_names=names,
-        version=_version(
-            {_NEUTRAL: mesh.vertices[KEPT]}
-            | dict(zip(identity_names, identities, strict=True))
-            | dict(zip(names, shapes, strict=True)),
-            len(identity_names),
-        ),
+    neutral = obj.read(folder / _NEUTRAL)
+    _check_count(neutral.vertices, folder / _NEUTRAL)
+    if len(neutral.uv_faces) == 0:
+        raise ValueError(
+            f"Expected faces with a chart in {folder / _NEUTRAL}, found none."
+        )
+    return _Files(
+        neutral,
+        {name: _shape(folder, name) for name in identities},
+        {name: _shape(folder, name) for name in names},
+        marks,
     )
 
 
@@ -178,21 +196,19 @@ def _origin(vertices: Float[np.ndarray, "v 3"]) -> Float[np.ndarray, "3"]:
     return 0.5 * (left + right) - np.array([0.0, 0.0, EYES_BEFORE_ORIGIN / METRES])
 
 
-def _irises(
-    vertices: Float[np.ndarray, "n 3"], origin: Float[np.ndarray, "3"]
-) -> Float[np.ndarray, "2 3"]:
+def _irises(vertices: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "2 3"]:
     """Middles of the inner eyeballs' irises, left then right: their foremost 2 mm."""
-    inner = [vertices[22_221:23_021], vertices[23_791:24_591]]
+    inner = [vertices[part] for part in _INNER_EYES]
     front = [ball[ball[:, 2] > ball[:, 2].max() - 0.2] for ball in inner]
-    return (np.stack([iris.mean(axis=0) for iris in front]) - origin) * METRES
+    return np.stack([iris.mean(axis=0) for iris in front])
 
 
-def _version(shapes: dict[str, Float[np.ndarray, "v 3"]], num_identities: int) -> str:
+def _version(rest: Float[np.ndarray, "v 3"], files: _Files) -> str:
     digest = hashlib.sha256(f"{RIG}".encode())
-    for name, vertices in shapes.items():
+    for name, vertices in ({"": rest} | files.identities | files.expressions).items():
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(vertices, "<f8").tobytes())
-    return f"ict-{num_identities}-{digest.hexdigest()[:8]}"
+    return f"ict-{len(files.identities)}-{digest.hexdigest()[:8]}"
 
 
 def _float32(values: Float[np.ndarray, "..."]) -> Float[Array, "..."]:

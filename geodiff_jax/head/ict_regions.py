@@ -33,21 +33,29 @@ HAIRLINE = (
     (0.0, 0.1, 0.2, 0.27, 0.32, 0.36, 0.395, 0.5),
     (0.935, 0.935, 0.918, 0.88, 0.8, 0.72, 0.62, 0.62),
 )
-JAW_LINE = (
+JAW = (
     (0.0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
     (0.27, 0.272, 0.275, 0.29, 0.31, 0.345, 0.4, 0.45, 0.45),
 )
-NOSE = ((0.0, 0.535), (0.085, 0.54), (0.105, 0.565), (0.06, 0.64), (0.03, 0.73))
+NOSE = np.array(
+    [(0.0, 0.535), (0.085, 0.54), (0.105, 0.565), (0.06, 0.64), (0.03, 0.73)]
+)
 """Half of an outline, upwards."""
+BROW = 0.825
+"""v from which the forehead rises."""
 EAR = ((0.46, 0.6, 0.685), (0.392, 0.397, 0.43))
 """Its range in v, and the distance from u = 0.5 at which it starts there."""
-BROW = 0.825
-EYE_REGION = (0.022, 0.015)
+FLIP = np.array([-1.0, 1.0])
+
+# On the head.
+EYE_REGION = np.array([0.022, 0.015])
 """Half axes around each eye, seen from the front, as on the built-in head."""
 EAR_BACK = ((-0.06, -0.008), -0.034, 0.0725)
 """Its range in y, the least z, and the least distance from the middle plane."""
 NAPE = ((-0.1, -0.06, -0.02, 0.0), (-0.07, -0.065, -0.045, -0.02))
 """z, and the height from which hair grows there, behind the ears."""
+NECK_BASE = (np.array([0.0, 1.0, 0.2]), -0.168)
+"""A plane through the pit of the throat and the last vertebra of the neck."""
 
 
 def packed_chart(
@@ -80,50 +88,44 @@ def regions(
 
     The shoulders belong to the neck, and to its boundary, where the head ends. The gums
     are wet like the mouth's bag, so they belong to it. The skin behind the lids belongs
-    to the eyes' regions.
+    to the face and to the eyes' regions.
     """
     masks = {name: np.zeros(len(template), bool) for name in head_model.REGIONS}
-    masks |= _parts(len(template), faces, uv, uv_faces)
-    chart = _face_chart(faces, uv, uv_faces)
-    place = np.full((len(template), 2), np.nan)
-    place[rig.FACE] = chart - np.array([0.5, 0.0])
+    masks.update(_parts(len(template), faces, uv, uv_faces))
+    place = np.full((len(template), 2), np.nan)  # Comparisons with nan are false.
+    place[rig.FACE] = _face_chart(faces, uv, uv_faces) - np.array([0.5, 0.0])
     aside, height = np.abs(place[:, 0]), place[:, 1]
-    ear = aside > np.interp(height, *EAR)
-    ear &= (height > EAR[0][0]) & (height < EAR[0][-1])
-    # The marks are not quite symmetric, the lips are.
-    twins = place[marks[landmarks.IBUG_MIRROR[48:60]]] * np.array([-1.0, 1.0])
-    masks["lips"] = _enclosed(place, 0.5 * (place[marks[48:60]] + twins))
-    # Comparisons with nan are false: off the face's tile.
-    masks["scalp"] = ~ear & (height > np.interp(aside, *HAIRLINE))
-    masks["neck"] = ~ear & (height < np.interp(aside, *JAW_LINE))
-    masks["face"][rig.FACE] = True
-    masks["face"] &= ~(ear | masks["scalp"] | masks["neck"])
+    ear = (height > EAR[0][0]) & (height < EAR[0][-1])
+    ear &= aside > np.interp(height, *EAR)
+    ear[rig.BACK] = _is_ear_back(template[rig.BACK])
+    masks["left_ear"] = ear & (template[:, 0] > 0)
+    masks["right_ear"] = ear & (template[:, 0] < 0)
+    scalp, neck = height > np.interp(aside, *HAIRLINE), height < np.interp(aside, *JAW)
+    scalp[rig.BACK] = template[rig.BACK, 1] > np.interp(template[rig.BACK, 2], *NAPE)
+    neck[rig.BACK] = ~scalp[rig.BACK]
+    masks["scalp"], masks["neck"] = scalp & ~ear, neck & ~ear
+    masks["boundary"] = masks["neck"] & (template @ NECK_BASE[0] < NECK_BASE[1])
+    skin = np.zeros(len(template), bool)
+    skin[rig.FACE] = skin[rig.EYE_SOCKETS] = True
+    masks["face"] = skin & ~(scalp | neck | ear)
     masks["forehead"] = masks["face"] & (height > BROW)
-    nose = np.array(NOSE)
-    outline = np.concatenate([nose, nose[::-1] * np.array([-1.0, 1.0])])
+    # The marks are not quite symmetric, the lips are.
+    twins = place[marks[landmarks.IBUG_MIRROR[48:60]]] * FLIP
+    masks["lips"] = _enclosed(place, 0.5 * (place[marks[48:60]] + twins))
+    outline = np.concatenate([NOSE, NOSE[::-1] * FLIP])
     masks["nose"] = _enclosed(place, outline)
-    sockets = np.zeros(len(template), bool)
-    sockets[rig.EYE_SOCKETS] = True
     for side, part in zip(("left", "right"), rig.EYEBALLS, strict=True):
-        centre = rig.sphere_centre(template[part])
-        offset = (template - centre)[:, :2] / np.array(EYE_REGION)
+        offset = (template - rig.sphere_centre(template[part]))[:, :2] / EYE_REGION
         near = (offset**2).sum(axis=1) < 1.0
-        masks[f"{side}_eye_region"] = near & (masks["face"] | sockets)
+        masks[f"{side}_eye_region"] = near & masks["face"]
         masks["nose"] &= ~near
-    masks["face"] |= sockets
-    back = template[rig.BACK]
-    (low, high), depth, width = EAR_BACK
-    ear[rig.BACK] = (np.abs(back[:, 0]) > width) & (back[:, 2] > depth)
-    ear[rig.BACK] &= (back[:, 1] > low) & (back[:, 1] < high)
-    grown = back[:, 1] > np.interp(back[:, 2], *NAPE)
-    masks["scalp"][rig.BACK] = grown & ~ear[rig.BACK]
-    masks["neck"][rig.BACK] = ~(grown | ear[rig.BACK])
-    left = template[:, 0] > 0
-    masks["left_ear"], masks["right_ear"] = ear & left, ear & ~left
-    # A plane through the pit of the throat and the last vertebra of the neck.
-    base = template @ np.array([0.0, 1.0, 0.2]) < -0.168
-    masks["boundary"] = masks["neck"] & base
     return masks
+
+
+def _is_ear_back(points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, " n"]:
+    x, y, z = points.T
+    (low, high), depth, width = EAR_BACK
+    return (y > low) & (y < high) & (z > depth) & (np.abs(x) > width)
 
 
 def vertex_embedding(
@@ -148,12 +150,10 @@ def iris_embedding(
         own = np.flatnonzero(_within(faces, part))
         corners = np.moveaxis(template[faces[own]] - centre, 1, 2)
         mixture = np.linalg.solve(corners, (iris - centre)[None, :, None])[..., 0]
-        mixture /= (
-            mixture.sum(axis=1, keepdims=True) * np.sign(mixture.max(axis=1))[:, None]
-        )
+        # Only the face that the ray meets has no negative share.
         hit = mixture.min(axis=1).argmax()
         chosen.append(own[hit])
-        shares.append(np.clip(mixture[hit], 0.0, 1.0))
+        shares.append(mixture[hit] / mixture[hit].sum())
     return _embedding(np.array(chosen), np.array(shares, np.float32))
 
 

@@ -1,5 +1,6 @@
 """The ICT-FaceKit head does what its files say, and turns where they only move."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geodiff_jax.head import ict, ict_regions, ict_rig, landmarks
+from geodiff_jax.head import ict, ict_rig, landmarks
 from geodiff_jax.head import model as head_model
+from geodiff_jax.render import mesh_rasterizer
 from tests.head import ict_data
 
 SIDES = ("left", "right")
+PARTS = ("face", "scalp", "neck", "left_ear", "right_ear", "left_eyeball")
+PARTS += ("right_eyeball", "mouth_interior", "upper_teeth", "lower_teeth", "tongue")
 
 
 @pytest.fixture(scope="module")
@@ -249,11 +253,8 @@ def test_regions(head):
     assert set(head.regions) == set(head_model.REGIONS)
     masks = {name: np.asarray(mask) for name, mask in head.regions.items()}
     assert all(mask.sum() >= 20 for mask in masks.values())
-    skin = ("face", "scalp", "neck", "left_ear", "right_ear")
-    count = np.sum([masks[name] for name in skin], axis=0)
-    inside = np.any([masks[n] for n in head_model.REGIONS if n not in skin[:3]], axis=0)
-    assert (count[: ict_rig.BACK.stop] == 1).all()  # The skin falls into these.
-    assert (count | inside).all()
+    parts = np.sum([masks[name] for name in PARTS], axis=0)
+    np.testing.assert_array_equal(parts, 1)  # The head falls into these.
     for name in ("forehead", "nose", "lips", "left_eye_region", "right_eye_region"):
         assert not (masks[name] & ~masks["face"]).any(), name
     assert not (masks["boundary"] & ~masks["neck"]).any()
@@ -285,18 +286,26 @@ def test_every_vertex_is_used(head):
     assert set(np.unique(np.asarray(head.uv_faces))) == set(range(len(head.uv)))
 
 
-def test_chart_has_a_square_for_each_part(head):
-    uv, uv_faces = np.asarray(head.uv), np.asarray(head.uv_faces)
+def test_chart_covers_nothing_twice(head):
+    """Areas that sum to what is covered leave nothing to cover twice."""
+    uv, uv_faces, size = np.asarray(head.uv), np.asarray(head.uv_faces), 512
     assert uv.min() > 0 and uv.max() < 1
-    for left, bottom, side in ict_regions.SQUARES:
-        near = ((uv > [left, bottom]) & (uv < [left + side, bottom + side])).all(axis=1)
-        parts = near[uv_faces]
-        assert parts.all(axis=1).any()
-        np.testing.assert_array_equal(parts.any(axis=1), parts.all(axis=1))
-    # Each point of the chart belongs to one vertex.
-    owner = np.full(len(uv), -1)
-    owner[uv_faces] = np.asarray(head.faces)
-    np.testing.assert_array_equal(owner[uv_faces], np.asarray(head.faces))
+    pixels = np.concatenate([uv * size, np.ones((len(uv), 1), np.float32)], axis=1)
+    fragments = mesh_rasterizer.rasterize_pixels(
+        jnp.asarray(pixels), head.uv_faces, width=size, height=size
+    )
+    covered = (np.asarray(fragments.face) >= 0).mean()
+    first, second, third = (uv[uv_faces[:, k]].astype(float) for k in range(3))
+    one, two = second - first, third - first
+    areas = 0.5 * np.abs(one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0])
+    # Texels at borders are in or out as a whole; the file's eyelids overlap a little.
+    assert abs(areas.sum() - covered) < 2e-3
+
+
+def test_each_point_of_the_chart_belongs_to_one_vertex(head):
+    owner = np.full(len(head.uv), -1)
+    owner[np.asarray(head.uv_faces)] = np.asarray(head.faces)
+    np.testing.assert_array_equal(owner[np.asarray(head.uv_faces)], head.faces)
 
 
 def test_version_tells_shapes_apart(folder, head, known_files):
@@ -363,6 +372,15 @@ def test_no_identities(broken):
 def test_neutral_of_another_head(broken):
     replace(broken, "generic_neutral_mesh.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     with pytest.raises(ValueError, match="26719 vertices .*generic.*, found 3"):
+        ict.load(broken)
+
+
+def test_neutral_without_chart(broken, known_files):
+    bare = dataclasses.replace(
+        known_files[ict_data.NEUTRAL], uv_faces=np.zeros((0, 3), int)
+    )
+    known_files[ict_data.NEUTRAL] = bare
+    with pytest.raises(ValueError, match="faces with a chart in .*generic"):
         ict.load(broken)
 
 
