@@ -5,7 +5,7 @@ flame_param/*.npz for each timestep, and transforms.json or its parts, see
 `transforms`. Rotations are axis-angle, in radians; lengths are metres; the world's axes
 stay as they are, y upwards.
 
-VHAP turns FLAME inside the skinning, about the root joint j where identity puts it:
+VHAP turns FLAME inside the skinning, about the root joint j where its shape puts it:
 R (v - j) + j + t. Here heads turn about their frame's origin: R v + (t + j - R j). So
 `translation` changes on the way, and nothing else does.
 """
@@ -252,7 +252,7 @@ def _head_params(
         "eyes": poses["eyes_pose"].reshape(frames, 2, 3),
         "rotation": poses["rotation"],
         "translation": poses["translation"]
-        + _root_shift(model, identity, poses["rotation"]),
+        + _root_shift(model, identity, expressions, poses["rotation"]),
     }
     return arrays.head_params(**params)
 
@@ -260,11 +260,15 @@ def _head_params(
 def _root_shift(
     model: head_model.HeadModel,
     identity: Shaped[np.ndarray, "t i"],
+    expression: Shaped[np.ndarray, "t e"],
     rotation: Shaped[np.ndarray, "t 3"],
 ) -> Float[np.ndarray, "t 3"]:
     """j - R j: how much further the origin moves when a head turns about its root."""
     root = np.asarray(model.joint_template, np.float64)[0]
     root = root + identity @ np.asarray(model.joint_identity_basis, np.float64)[:, 0]
+    if model.joint_expression_basis is not None:
+        moves = np.asarray(model.joint_expression_basis, np.float64)[:, 0]
+        root = root + expression @ moves
     turned = lbs.rotation_matrices(jnp.asarray(np.float32(rotation)))
     return root - np.einsum("tkl,tl->tk", np.asarray(turned, np.float64), root)
 
@@ -316,7 +320,7 @@ def _stored(
             "write one capture for each."
         )
     frames = len(own["rotation"])
-    shift = _root_shift(model, own["identity"], own["rotation"])
+    shift = _root_shift(model, own["identity"], own["expression"], own["rotation"])
     moving = {
         "translation": own["translation"] - shift,
         "rotation": own["rotation"],

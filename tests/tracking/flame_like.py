@@ -15,7 +15,7 @@ NUM_IDENTITIES, NUM_EXPRESSIONS = (
 
 
 def load(version: str, *, seed: int = 0):
-    """Expressions move no joints, and eyelids close after skinning."""
+    """Expressions turn no joints, and eyelids close after skinning."""
     model = random_head.load(seed)
     return model.replace(
         joint_drivers=jnp.zeros_like(model.joint_drivers),
@@ -61,9 +61,9 @@ def posed(model, *, identity, expression, turns, translation, offsets=0.0):
     rest = part["template"] + offsets
     rest = rest + np.tensordot(identity, part["identity_basis"], 1)
     rest = rest + np.tensordot(expression, part["expression_basis"], 1)
-    joints = part["joint_template"] + np.tensordot(
-        identity, part["joint_identity_basis"], 1
-    )
+    joints = part["joint_template"]
+    joints = joints + np.tensordot(identity, part["joint_identity_basis"], 1)
+    joints = joints + np.tensordot(expression, part["joint_expression_basis"], 1)
     feature = np.concatenate([(turn - np.eye(3)).ravel() for turn in turns[1:]])
     rest = rest + np.tensordot(feature, part["pose_basis"], 1)
     transforms = []
@@ -81,7 +81,7 @@ def posed(model, *, identity, expression, turns, translation, offsets=0.0):
 def numbers(model):
     names = (
         "template identity_basis expression_basis joint_template joint_identity_basis "
-        "pose_basis skinning_weights"
+        "joint_expression_basis pose_basis skinning_weights"
     )
     return {name: getattr(model, name) for name in names.split()}
 
