@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from geodiff_jax.head import ict_rig as rig
-from geodiff_jax.head import landmarks
 from geodiff_jax.head import model as head_model
 
 SQUARES = (
@@ -45,7 +44,6 @@ BROW = 0.825
 """v from which the forehead rises."""
 EAR = ((0.46, 0.6, 0.685), (0.392, 0.397, 0.43))
 """Its range in v, and the distance from u = 0.5 at which it starts there."""
-FLIP = np.array([-1.0, 1.0])
 
 # On the head.
 EYE_REGION = np.array([0.022, 0.015])
@@ -109,10 +107,8 @@ def regions(
     skin[rig.FACE] = skin[rig.EYE_SOCKETS] = True
     masks["face"] = skin & ~(scalp | neck | ear)
     masks["forehead"] = masks["face"] & (height > BROW)
-    # The marks are not quite symmetric, the lips are.
-    twins = place[marks[landmarks.IBUG_MIRROR[48:60]]] * FLIP
-    masks["lips"] = _enclosed(place, 0.5 * (place[marks[48:60]] + twins))
-    outline = np.concatenate([NOSE, NOSE[::-1] * FLIP])
+    masks["lips"] = _enclosed(place, place[marks[48:60]])
+    outline = np.concatenate([NOSE, NOSE[::-1] * np.array([-1.0, 1.0])])
     masks["nose"] = _enclosed(place, outline)
     for side, part in zip(("left", "right"), rig.EYEBALLS, strict=True):
         offset = (template - rig.sphere_centre(template[part]))[:, :2] / EYE_REGION
