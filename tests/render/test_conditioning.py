@@ -137,7 +137,6 @@ def hits(size: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return points, depth, discriminant > 0.1 * (a * RADIUS**2)
 
 
-
 @dataclasses.dataclass
 class Album:
     """All maps of all `FACES`, drawn by one program; `of` gives one face's."""
@@ -489,7 +488,6 @@ def test_channels_and_guidance_follow_the_contract(paper):
     first = layout.maps[0]
     with pytest.raises(ValueError, match=f"got none for {first}"):
         conditioning.concatenate(full.replace(**{first: None}), layout)
-
 
 
 @draws
