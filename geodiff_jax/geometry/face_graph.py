@@ -45,7 +45,7 @@ def path_within(
 
     Every point lies on its face. The path is the section of the surface by an upright
     plane through both points, where that is short enough: nearly the shortest of all
-    where the surface is smooth. Else it is the shortest that crosses edges at their ends
+    where the surface is smooth. Else it is the shortest to cross edges at their ends
     and middles only, too long by at most half an edge for each edge crossed. So True is
     certain, and False is wrong by no more than that.
     """

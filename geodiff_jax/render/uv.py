@@ -118,9 +118,10 @@ def remesh(
     each other, over edges of the mesh; None keeps them all, as CAP4D does. `vertices`
     are the head at rest.
 
-    Where a texel spans more faces than that, hops open holes in a sound surface. With
-    `stretch` (ours, try `STRETCH`) triangles that bridge a gap are left out, see
-    `bridging`; with hops=None those alone.
+    Where a texel spans more faces than that, hops tear holes in a sound surface: at 128
+    texels, round the eyes and the mouth of the built-in head. There use hops=None and
+    `stretch=STRETCH` (ours), which leaves out the triangles that are `bridging`, and
+    those alone.
     """
     surface = np.asarray(vertices, np.float64), np.asarray(faces)
     valid = np.asarray(chart.valid)
@@ -277,11 +278,11 @@ def _twins(
     *,
     candidates: int = 12,
 ) -> Int[np.ndarray, " n"]:
-    """Texels that are each other's nearest across a seam, at most their pitch apart.
+    """Texels that are each other's nearest across a seam, on the head's surface at most
+    their mean pitch apart.
 
     Both lie on the rim of the remeshed surface, more than two texels apart in the chart
-    so that no hole counts as a seam, and the head's surface joins them directly. All
-    ours; of pairs as near as this, a texel has one at most.
+    so that no hole counts as a seam. All ours.
     """
     itself = np.arange(len(remeshed.texels))
     pairs, side = _sides(remeshed.triangles)
@@ -293,13 +294,18 @@ def _twins(
     total = np.bincount(pairs.ravel(), np.repeat(length, 2), minlength=len(itself))
     pitch = total / np.maximum(np.bincount(pairs.ravel(), minlength=len(itself)), 1)
     tree = scipy.spatial.cKDTree(points[rim])
-    distance, near = tree.query(points[rim], k=candidates)
+    distance, other = tree.query(points[rim], k=candidates)
     found = np.isfinite(distance)
-    pairs = np.stack([np.repeat(rim, found.sum(axis=1)), rim[near[found]]], axis=1)
+    pairs = np.stack([np.repeat(rim, found.sum(axis=1)), rim[other[found]]], axis=1)
     away = np.abs(np.diff(remeshed.texels[pairs], axis=1)).max(axis=(1, 2)) > 2
-    pairs = pairs[away & (distance[found] <= pitch[pairs].min(axis=1))]
-    pairs = pairs[face_graph.within_hops(faces, remeshed.face[pairs], hops=HOPS)]
-    pairs = pairs[_joined(remeshed, vertices, faces, pairs, STRETCH)]
+    limits = pitch[pairs].min(axis=1)
+    near = away & (distance[found] <= limits)
+    pairs, limits = pairs[near], limits[near]
+    pairs = pairs[
+        face_graph.path_within(
+            vertices, faces, points, remeshed.face, pairs, limits=limits
+        )
+    ]
     # The query lists the nearest first, and unique finds the first of each.
     start, place = np.unique(pairs[:, 0], return_index=True)
     chosen = itself.copy()
