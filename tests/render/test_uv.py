@@ -256,8 +256,9 @@ def test_nothing_bridges_on_a_ball():
     assert not uv.bridging(plain, surface[0], surface[2]).any()
 
 
-@each_head
-@pytest.mark.parametrize("size", (128, 256))
+@pytest.mark.parametrize(
+    ("name", "size"), [("procedural", 128), ("procedural", 256), ("flame", 128)]
+)
 def test_remeshed_heads_bridge_no_gap(name, size):
     chart, vertices, faces, _, _ = charted(name, size)
     ours = uv.remesh(faces, chart, vertices)
@@ -342,13 +343,11 @@ def test_what_a_mask_leaves_out_is_not_built():
 
 
 def test_meshes_of_many_maps_are_differentiable():
-    remeshed, chart, vertices, faces = remeshed_tube(24)
+    remeshed, chart, _, _ = remeshed_tube()
 
-    def total(points):
-        image = position_map(chart, faces, points)
-        found, _ = uv.mesh_from_position_map(image, chart.valid, remeshed)
-        return found.sum()
+    def total(image):
+        return uv.mesh_from_position_map(image, chart.valid, remeshed)[0].sum()
 
-    weight = jax.grad(total)(jnp.stack([vertices, 2 * vertices]))
-    expected = np.full((2, 3), len(remeshed.texels))
-    np.testing.assert_allclose(weight.sum(axis=1), expected, rtol=1e-5)
+    weight = jax.grad(total)(jnp.ones((2, 48, 48, 3)))
+    expected = np.broadcast_to(np.asarray(chart.valid)[None, ..., None], weight.shape)
+    np.testing.assert_allclose(weight, expected)  # Twins weigh a half, twice.
