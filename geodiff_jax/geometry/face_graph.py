@@ -1,7 +1,7 @@
 """What is near on a surface: hops from face to face, and short paths along it.
 
-Faces are neighbours if they share an edge by vertex ids, so the seams of a chart do
-not part them. All numpy, outside jit.
+Faces are neighbours if they share a vertex by its id, so the seams of a chart do not
+part them. All numpy, outside jit.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ def within_hops(
 ) -> Bool[np.ndarray, " k"]:
     """Whether at most `hops` steps between neighbours join the faces of each pair.
 
-    Faces are neighbours if they share an edge; a face is within 0 hops of itself.
+    Faces are neighbours if they share a vertex; a face is within 0 hops of itself.
     Raises ValueError if `hops` is negative.
     """
     if hops < 0:
@@ -60,15 +60,12 @@ def path_within(
 
 
 def _neighbours(faces: Int[np.ndarray, "f 3"]) -> scipy.sparse.csr_array:
-    """(f, f), True between faces that share an edge, and on the diagonal."""
-    _, edge_of_side = _edges(faces)
-    face = np.tile(np.arange(len(faces)), 3)
-    proper = (faces != np.roll(faces, -1, axis=1)).T.ravel()
-    place = (edge_of_side[proper], face[proper])
-    shape = (edge_of_side.max(initial=-1) + 1, len(faces))
-    incidence = scipy.sparse.csr_array((np.ones(len(place[0]), bool), place), shape)
-    identity = scipy.sparse.eye_array(len(faces), dtype=bool, format="csr")
-    return (incidence.T @ incidence + identity).tocsr()
+    """(f, f), True between faces that share a vertex, and on the diagonal."""
+    face = np.repeat(np.arange(len(faces)), 3)
+    shape = (int(faces.max(initial=-1)) + 1, len(faces))
+    place = (faces.ravel(), face)
+    incidence = scipy.sparse.csr_array((np.ones(len(face), bool), place), shape)
+    return (incidence.T @ incidence).tocsr()
 
 
 def _edges(

@@ -115,7 +115,7 @@ def remesh(
 
     Every 2 x 2 block of texels gives two triangles, split from the top left (ours). One
     is kept if its corners are covered and their faces lie pairwise within `hops` of
-    each other, over edges of the mesh; None keeps them all, as CAP4D does. `vertices`
+    each other, over the mesh's vertices; None keeps all, as CAP4D does. `vertices`
     are the head at rest.
 
     Where a texel spans more faces than that, hops tear holes in a sound surface: at 128
