@@ -250,7 +250,7 @@ def landmark_map(
     *,
     radius: float = 0.008,
 ) -> Float[Array, "h w 1"]:
-    """The 68 landmarks as soft discs: the largest of their Gaussians (ours).
+    """The 68 landmarks as soft discs: the sum of Gaussians, at most 1 (ours).
 
     `radius` is the standard deviation, in heights of the image. Landmarks on the far
     side are drawn too, as in drawings of detected ones; those behind the camera not.
@@ -259,10 +259,10 @@ def landmark_map(
     sigma = radius * camera.height
     rows = jnp.arange(camera.height) + 0.5 - points[:, 1:]
     columns = jnp.arange(camera.width) + 0.5 - points[:, :1]
-    # A Gaussian is a product of two: the image costs products, not exponentials.
+    # A Gaussian is a product of two, so their sum is a product of matrices.
     down = jnp.exp(-0.5 * jnp.square(rows / sigma)) * (depth > 0)[:, None]
     across = jnp.exp(-0.5 * jnp.square(columns / sigma))
-    return jnp.max(down[:, :, None] * across[:, None, :], axis=0)[..., None]
+    return jnp.minimum(down.T @ across, 1.0)[..., None]
 
 
 def ray_map(

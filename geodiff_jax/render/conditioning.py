@@ -195,12 +195,13 @@ def geodiff4d(
     reference net, is a frame like any other.
     """
 
-    def one(params: head_model.HeadParams, camera: Camera) -> Array:
+    def one(frame: tuple[head_model.HeadParams, Camera]) -> Array:
         return condition_maps.head_pose_map(
-            model, params, camera, size=size, supersampling=supersampling
+            model, *frame, size=size, supersampling=supersampling
         )
 
-    return Conditioning(head_pose=jax.vmap(one)(params, cameras))
+    # One large image after another: all at once would not stay in a CPU's caches.
+    return Conditioning(head_pose=jax.lax.map(one, (params, cameras)))
 
 
 def cap4d(
@@ -280,8 +281,8 @@ def visual_cues(
 ) -> Conditioning:
     """Landmarks, normals, depth and UV coordinates of frames, from one drawing each."""
 
-    def one(vertices: Array, camera: Camera) -> Conditioning:
-        camera = condition_maps.square(camera, size=size)
+    def one(frame: tuple[Array, Camera]) -> Conditioning:
+        vertices, camera = frame[0], condition_maps.square(frame[1], size=size)
         fragments = condition_maps.rasterize(vertices, model.faces, camera)
         return Conditioning(
             landmarks=condition_maps.landmark_map(model, vertices, camera),
@@ -290,4 +291,4 @@ def visual_cues(
             uv=condition_maps.uv_map(fragments, model),
         )
 
-    return jax.vmap(one)(head_model.vertices(model, params), cameras)
+    return jax.lax.map(one, (head_model.vertices(model, params), cameras))
