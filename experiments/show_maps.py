@@ -23,12 +23,7 @@ from geodiff_jax.geometry import camera as cameras
 from geodiff_jax.head import model as head_model
 from geodiff_jax.head import procedural
 from geodiff_jax.io import images
-from geodiff_jax.render import (
-    condition_maps,
-    conditioning,
-    head_crop,
-    splatted_features,
-)
+from geodiff_jax.render import conditioning, head_crop, splatted_features, uv
 
 _OUTPUT = flags.DEFINE_string("output", None, "The PNG to write.", required=True)
 _IMAGE = flags.DEFINE_string("image", None, "A portrait; a random head by default.")
@@ -114,13 +109,15 @@ def map_tiles(
     views = conditioning.repeat_camera(camera, 1)
     conditioning.check(head, frames, views)
     mask = None if crop_mask is None else crop_mask[None]
-    field = jax.jit(splatted_features.initial_field)(jax.random.key(0), head)
+    chart = uv.rasterize_chart(head.uv, head.uv_faces, size=256)
+    field = jax.jit(splatted_features.initial_field)(jax.random.key(0), head, chart)
     # Noise drawn at full range, as it would be seen of a trained field.
     field = field.replace(features=10.0 * field.features)
-    chart = splatted_features.chart(head)
-    cues, pose, cap4d, rays, splatted, surface = jax.jit(draw)(
-        head, frames, views, mask, field, chart
+    texels = splatted_features.covered_texels(chart)
+    cues, pose, cap4d, rays, splatted = jax.jit(draw)(
+        head, frames, views, mask, field, texels
     )
+    surface = uv.position_map(chart, head.faces, head_model.head_vertices(head, params))
     code, plucker = cap4d.position_code[0], rays.plucker[0]
     features, zoom = splatted.features[0], jnp.asarray([3.0, 3.0, 1.0])
     return [
@@ -151,7 +148,7 @@ def draw(
     views: cameras.Camera,
     crop_mask: Float[Array, "b h w 1"] | None,
     field: splatted_features.FeatureField,
-    chart: splatted_features.Chart,
+    texels: splatted_features.Texels,
 ) -> tuple:
     """All maps of one frame (b = 1), as one program."""
     camera, face = jax.tree.map(lambda x: x[0], (views, params))
@@ -169,8 +166,7 @@ def draw(
             crop_mask=crop_mask,
         ),
         conditioning.geoface(views, reference),
-        conditioning.learn2control(field, chart, head, params, views, size=SIZE),
-        condition_maps.uv_position_map(head, head_model.head_vertices(head, face)),
+        conditioning.learn2control(field, texels, head, params, views, size=SIZE),
     )
 
 

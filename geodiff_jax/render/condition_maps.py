@@ -115,30 +115,6 @@ def uv_map(fragments: Fragments, model: head_model.HeadModel) -> Float[Array, "h
     return mesh_rasterizer.interpolate(fragments, model.uv_faces, model.uv)
 
 
-def chart(
-    model: head_model.HeadModel, *, size: int, backend: str | None = None
-) -> Fragments:
-    """The UV chart as an image of size x size: which face each texel lies on."""
-    pixels = jnp.stack([model.uv[:, 0], 1.0 - model.uv[:, 1]], axis=-1) * size
-    return mesh_rasterizer.rasterize_pixels(
-        jnp.concatenate([pixels, jnp.ones_like(pixels[:, :1])], axis=-1),
-        model.uv_faces,
-        width=size,
-        height=size,
-        backend=backend,
-    )
-
-
-def uv_position_map(
-    model: head_model.HeadModel, vertices: Float[Array, "v 3"], *, size: int = 256
-) -> Float[Array, "size size 3"]:
-    """Where each texel of the chart lies on the head: metres, the vertices' frame.
-
-    GeoFace's geometry slot holds such a map; its size there is not known (256 is ours).
-    """
-    return mesh_rasterizer.interpolate(chart(model, size=size), model.faces, vertices)
-
-
 def head_pose_map(
     model: head_model.HeadModel,
     params: head_model.HeadParams,

@@ -253,7 +253,7 @@ def geoface(cameras: Camera, reference: Camera, *, size: int = 64) -> Conditioni
 
 def learn2control(
     field: splatted_features.FeatureField,
-    chart: splatted_features.Chart,
+    texels: splatted_features.Texels,
     model: head_model.HeadModel,
     params: head_model.HeadParams,
     cameras: Camera,
@@ -265,7 +265,7 @@ def learn2control(
     def one(vertices: Array, camera: Camera) -> Array:
         camera = condition_maps.square(camera, size=size)
         return splatted_features.feature_map(
-            field, chart, vertices, model.faces, camera
+            field, texels, vertices, model.faces, camera
         )
 
     vertices = head_model.vertices(model, params)

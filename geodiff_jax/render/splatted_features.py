@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, Int, Key
 from geodiff_jax.geometry import mesh
 from geodiff_jax.geometry.camera import Camera
 from geodiff_jax.head import model as head_model
-from geodiff_jax.render import condition_maps, splatting
+from geodiff_jax.render import splatting, uv
 
 
 @flax.struct.dataclass
-class Chart:
+class Texels:
     """The texels that lie on the head: fixed by its topology."""
 
     texel: Int[Array, " n"]
@@ -40,33 +40,33 @@ class FeatureField:
     """Logarithm of the standard deviation in metres."""
 
 
-def chart(model: head_model.HeadModel, *, size: int = 256) -> Chart:
-    """Where the texels of the UV chart lie on the surface. Runs outside jit."""
-    fragments = condition_maps.chart(model, size=size)
-    face = np.asarray(fragments.face).ravel()
+def covered_texels(chart: uv.Chart) -> Texels:
+    """Those of a head's chart that lie on its surface. Runs outside jit."""
+    face = np.asarray(chart.face).ravel()
     texel = np.flatnonzero(face >= 0)
-    return Chart(
+    return Texels(
         texel=jnp.asarray(texel),
         face=jnp.asarray(face[texel]),
-        barycentric=fragments.barycentric.reshape(-1, 3)[texel],
-        size=size,
+        barycentric=chart.barycentric.reshape(-1, 3)[texel],
+        size=chart.face.shape[0],
     )
 
 
 def initial_field(
     key: Key[Array, ""],
     model: head_model.HeadModel,
+    chart: uv.Chart,
     *,
-    size: int = 256,
     channels: int = 8,
     opacity: float = 0.5,
     spread: float = 0.6,
 ) -> FeatureField:
     """Noise in every channel, over Gaussians as wide as `spread` times their spacing.
 
-    The paper gives size and channels; noise of 0.1, opacity and spread are ours.
+    The paper gives a chart of 256 x 256 and the channels; noise of 0.1, opacity and
+    spread are ours.
     """
-    texels = condition_maps.chart(model, size=size)
+    size = chart.face.shape[0]
     areas = mesh.face_areas(model.template, model.faces)
     flat = jnp.concatenate([model.uv, jnp.zeros_like(model.uv[:, :1])], axis=-1)
     texel_share = size**2 * mesh.face_areas(flat, model.uv_faces)
@@ -74,8 +74,7 @@ def initial_field(
     typical = jnp.sqrt(jnp.sum(areas) / jnp.sum(texel_share))
     # Slivers of the chart would make Gaussians as large as the head.
     spacing = jnp.clip(spacing, 0.1 * typical, 10.0 * typical)
-    seen = texels.face >= 0
-    spacing = jnp.where(seen, spacing[jnp.maximum(texels.face, 0)], typical)
+    spacing = jnp.where(chart.valid, spacing[jnp.maximum(chart.face, 0)], typical)
     return FeatureField(
         features=0.1 * jax.random.normal(key, (size, size, channels)),
         opacity_logits=jnp.full((size, size), np.log(opacity / (1.0 - opacity))),
@@ -85,7 +84,7 @@ def initial_field(
 
 def feature_map(
     field: FeatureField,
-    texels: Chart,
+    texels: Texels,
     vertices: Float[Array, "v 3"],
     faces: Int[Array, "f 3"],
     camera: Camera,

@@ -17,7 +17,6 @@ quick_jit = functools.partial(
     jax.jit,
     compiler_options={
         "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
     },
 )
 

@@ -16,15 +16,15 @@ from geodiff_jax.render import (
     conditioning,
     head_crop,
     splatted_features,
+    uv,
 )
 
 draws = pytest.mark.usefixtures("kernels")
-# Most of the time goes into compiling: ask for little optimisation and old emitters.
+# Most of the time goes into compiling: ask for little optimisation.
 quick_jit = functools.partial(
     jax.jit,
     compiler_options={
         "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
     },
 )
 RADIUS, DISTANCE = 0.1, 0.6
@@ -145,7 +145,6 @@ class Album:
     pose: conditioning.Conditioning
     cap4d: conditioning.Conditioning
     splatted: conditioning.Conditioning
-    surface: np.ndarray
 
     def of(self, kind: str, name: str, face: str) -> np.ndarray:
         """A map of a face, by the field that holds it."""
@@ -159,9 +158,10 @@ def field_of_one_feature(field):
 
 
 @functools.cache
-def field() -> tuple[splatted_features.FeatureField, splatted_features.Chart]:
-    make = quick_jit(functools.partial(splatted_features.initial_field, size=32))
-    return make(jax.random.key(0), ball()), splatted_features.chart(ball(), size=32)
+def field() -> tuple[splatted_features.FeatureField, splatted_features.Texels]:
+    chart = uv.rasterize_chart(ball().uv, ball().uv_faces, size=32)
+    made = quick_jit(splatted_features.initial_field)(jax.random.key(0), ball(), chart)
+    return made, splatted_features.covered_texels(chart)
 
 
 @pytest.fixture(scope="module")
@@ -179,20 +179,19 @@ def album() -> Album:
     )
 
     @quick_jit
-    def draw(model, params, view, reference, slots, texels, chart):
+    def draw(model, params, view, reference, slots, field, texels):
         return Album(
             conditioning.visual_cues(model, params, view, size=64),
             conditioning.geodiff4d(model, params, view, size=16, supersampling=4),
             conditioning.cap4d(
                 model, params, view, reference, reference_slots=slots, size=32
             ),
-            conditioning.learn2control(texels, chart, model, params, view, size=32),
-            maps.uv_position_map(model, model.template, size=256),
+            conditioning.learn2control(field, texels, model, params, view, size=32),
         ).__dict__
 
     slots = np.arange(len(FACES)) == 0
-    texels = field_of_one_feature(field()[0])
-    found = draw(ball(), params, view, lens(), slots, texels, field()[1])
+    plain = field_of_one_feature(field()[0])
+    found = draw(ball(), params, view, lens(), slots, plain, field()[1])
     return Album(**jax.device_get(found))
 
 
@@ -233,7 +232,9 @@ def test_depth_of_a_sphere(album):
 def test_uv_coordinates_lead_to_the_points_seen(album):
     points, _, hit = hits()
     u, v = np.moveaxis(album.of("cues", "uv", "rest"), -1, 0)[:, hit]
-    found = album.surface[np.int32((1 - v) * 256), np.int32(u * 256)]
+    chart = uv.rasterize_chart(ball().uv, ball().uv_faces, size=256)
+    surface = np.asarray(uv.position_map(chart, ball().faces, ball().template))
+    found = surface[np.int32((1 - v) * 256), np.int32(u * 256)]
     # A texel is 2 pi 0.1 m / 256 = 2.5 mm wide.
     np.testing.assert_allclose(found, points[hit], atol=3e-3)
 

@@ -257,7 +257,8 @@ def test_nothing_bridges_on_a_ball():
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("procedural", 128), ("procedural", 256), ("flame", 128)]
+    ("name", "size"),
+    [("procedural", 128), ("procedural", 256), ("flame", 128), ("ict", 128)],
 )
 def test_remeshed_heads_bridge_no_gap(name, size):
     chart, vertices, faces, _, _ = charted(name, size)
@@ -268,9 +269,7 @@ def test_remeshed_heads_bridge_no_gap(name, size):
         bad = uv.bridging(plain, faces, vertices)
         by_paths = uv.remesh(faces, chart, vertices, hops=None, stretch=uv.STRETCH)
         np.testing.assert_array_equal(by_paths.triangles, plain.triangles[~bad])
-        # ICT-FaceKit's faces are far smaller than these texels, so hops tear its skin.
-        kept = by_paths if name == "ict" else ours
-        assert bad.any() and len(kept.triangles) > 0.95 * len(plain.triangles)
+        assert bad.any() and len(ours.triangles) > 0.95 * len(plain.triangles)
 
 
 # --- From position maps to meshes
