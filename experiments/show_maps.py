@@ -1,10 +1,14 @@
 r"""Every condition map of one frame on one labelled sheet.
 
-python -m experiments.show_maps --output=out/maps.png [--image=photo.jpg]
+python -m experiments.show_maps --output=out/maps.png \
+    [--image=photo.jpg | --capture=folder [--frame=0] [--view=0]] \
+    [--head=head.safetensors]
 
-With --image the photo's head, as `create_avatar` tracks it, in CAP4D's crop; without,
-the built-in head of a random person, by --seed, --expression and --yaw_degrees. About
-half a minute on 2 idle cores, and as long again for a photo.
+With --image the photo's head, as `create_avatar` tracks it, in CAP4D's crop. With
+--capture a tracked frame of a FlowFace, VHAP or Pixel3DMM folder, whose head
+`prepare_head` wrote. Without, the built-in head (or --head) of a random person, by
+--seed, --expression and --yaw_degrees. About half a minute on 2 idle cores, and as long
+again for a photo.
 """
 
 import os
@@ -20,13 +24,20 @@ from jaxtyping import Array, Float
 from geodiff_jax import create
 from geodiff_jax.avatar import preview
 from geodiff_jax.geometry import camera as cameras
+from geodiff_jax.head import files as head_files
 from geodiff_jax.head import model as head_model
 from geodiff_jax.head import procedural
+from geodiff_jax.head import track as head_track
 from geodiff_jax.io import images
 from geodiff_jax.render import conditioning, head_crop, splatted_features, uv
+from geodiff_jax.tracking import flowface, pixel3dmm, vhap
 
 _OUTPUT = flags.DEFINE_string("output", None, "The PNG to write.", required=True)
 _IMAGE = flags.DEFINE_string("image", None, "A portrait; a random head by default.")
+_CAPTURE = flags.DEFINE_string("capture", None, "A folder of a tracker's results.")
+_FRAME = flags.DEFINE_integer("frame", 0, "Of the capture, by its place.")
+_VIEW = flags.DEFINE_integer("view", 0, "Which of the capture's cameras.")
+_HEAD = flags.DEFINE_string("head", None, "What prepare_head wrote; else built in.")
 _SEED = flags.DEFINE_integer("seed", 3, "Of the random person.")
 _YAW = flags.DEFINE_float("yaw_degrees", 20.0, "Of the random person's head.")
 _EXPRESSION = flags.DEFINE_string(
@@ -42,7 +53,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         path = pathlib.Path(_OUTPUT.value)
-        tiles = photo_tiles(_IMAGE.value) if _IMAGE.value else head_tiles()
+        tiles = chosen_tiles()
         os.makedirs(path.parent, exist_ok=True)
         images.write_png(path, preview.contact_sheet(tiles, size=288, columns=5))
     except (ValueError, OSError) as error:
@@ -51,34 +62,116 @@ def main(argv: list[str]) -> None:
     print(f"{path}: {len(tiles)} maps")
 
 
-def photo_tiles(path: str) -> list[Tile]:
+def chosen_tiles() -> list[Tile]:
+    """The maps that the flags ask for. Raises ValueError or OSError in one sentence."""
+    if _IMAGE.value and _CAPTURE.value:
+        raise ValueError("Expected one of --image and --capture, got both.")
+    head = procedural.load() if _HEAD.value is None else head_files.load(_HEAD.value)
+    if _IMAGE.value:
+        return photo_tiles(_IMAGE.value, head)
+    if _CAPTURE.value:
+        folder = pathlib.Path(_CAPTURE.value)
+        return capture_tiles(folder, head, frame=_FRAME.value, view=_VIEW.value)
+    return head_tiles(head)
+
+
+def photo_tiles(path: str, head: head_model.HeadModel) -> list[Tile]:
     """The photo's crop, its mask, and the maps of its tracked head."""
-    tracked = create.track(path)
-    fitted, photo = tracked.fit, tracked.photo
-    box = head_crop.head_box(fitted.head, fitted.params, fitted.camera)
-    camera = head_crop.crop_camera(fitted.camera, box, size=SIZE)
-    crop = head_crop.crop_image(photo.rgb, np.asarray(box), size=SIZE)
-    mask = head_crop.crop_mask(box, width=photo.width, height=photo.height)
-    maps = map_tiles(fitted.head, fitted.params, camera, crop_mask=mask)
-    return [("the crop", crop), *maps]
+    tracked = create.track(path, head=head)
+    fitted = tracked.fit
+    return cropped_tiles(fitted.head, fitted.params, fitted.camera, tracked.photo.rgb)
 
 
-def head_tiles() -> list[Tile]:
+def capture_tiles(
+    folder: pathlib.Path, head: head_model.HeadModel, *, frame: int, view: int
+) -> list[Tile]:
+    """The maps of a tracked frame as one of its cameras sees it, with its image.
+
+    Raises ValueError where frame, view or head are not those of the capture.
+    """
+    track, head, image = read_capture(folder, head, frame=frame, view=view)
+    views = track.cameras.intrinsics.shape[0]
+    for name, value, count in (
+        ("frame", frame, track.num_frames),
+        ("view", view, views),
+    ):
+        if not 0 <= value < count:
+            raise ValueError(
+                f"Expected a {name} below {count} of {folder}, got {value}."
+            )
+    head_track.check(track, head)
+    head_track.check_cameras(track, head)
+    camera = jax.tree.map(lambda x: x[view], track.cameras)
+    rgb = None
+    if image is not None and image.is_file():
+        rgb = images.read_image(str(image)).rgb
+        if rgb.shape[:2] != (camera.height, camera.width):
+            raise ValueError(
+                f"Expected {camera.width} x {camera.height} pixels in {image}, as its "
+                f"camera has, got {rgb.shape[1]} x {rgb.shape[0]}."
+            )
+    return cropped_tiles(head, track.frame(frame), camera, rgb)
+
+
+def read_capture(
+    folder: pathlib.Path, head: head_model.HeadModel, *, frame: int, view: int
+) -> tuple[head_track.Track, head_model.HeadModel, pathlib.Path | None]:
+    """(track, head with the capture's offsets, where the frame's image should be).
+
+    The layout is told by the files that are there.
+    """
+    if (folder / vhap.CANONICAL).is_file():
+        capture = vhap.read(folder, head)
+        # Offsets of the teeth that VHAP adds mean nothing to ours.
+        count = min(len(capture.offsets), head.num_vertices)
+        offsets = jnp.zeros_like(head.template).at[:count].set(capture.offsets[:count])
+        ids = capture.track.frame_ids
+        key = (ids[frame] if 0 <= frame < len(ids) else -1, view)
+        image = folder / capture.images[key] if key in capture.images else None
+        return capture.track, head_model.with_offsets(head, offsets), image
+    if (folder / "checkpoint").is_dir():
+        return pixel3dmm.read(folder, head), head, None
+    if not (folder / "fit.npz").is_file():
+        raise ValueError(
+            f"Expected {vhap.CANONICAL} (VHAP), checkpoint/ (Pixel3DMM) or fit.npz "
+            f"(FlowFace) in {folder}, found none of them."
+        )
+    own = sorted(folder.glob("images/*/*"))
+    image = own[frame] if len(own) > frame >= 0 and view == 0 else None
+    return flowface.read(folder), head, image
+
+
+def cropped_tiles(
+    head: head_model.HeadModel,
+    params: head_model.HeadParams,
+    camera: cameras.Camera,
+    rgb: Float[np.ndarray, "h w 3"] | None,
+) -> list[Tile]:
+    """The maps in CAP4D's crop, after the image's crop where there is an image."""
+    box = head_crop.head_box(head, params, camera)
+    crop = head_crop.crop_camera(camera, box, size=SIZE)
+    mask = head_crop.crop_mask(box, width=camera.width, height=camera.height)
+    maps = map_tiles(head, params, crop, crop_mask=mask)
+    if rgb is None:
+        return maps
+    return [("the crop", head_crop.crop_image(rgb, np.asarray(box), size=SIZE)), *maps]
+
+
+def head_tiles(head: head_model.HeadModel) -> list[Tile]:
     """The maps of a random person.
 
     Raises ValueError for an expression that the head does not have.
     """
-    head = procedural.load()
     if _EXPRESSION.value not in head.expression_names:
         raise ValueError(
             f"Expected an expression of the head {head.version}, got "
             f"{_EXPRESSION.value!r}; choose one of {', '.join(head.expression_names)}."
         )
     chosen = head.expression_names.index(_EXPRESSION.value)
-    person = procedural.sample_identity(jax.random.key(_SEED.value), head)
     neutral = head_model.neutral(head)
+    key = jax.random.key(_SEED.value)
     params = neutral.replace(
-        identity=person,
+        identity=procedural.sample_identity(key, head),
         expression=neutral.expression.at[chosen].set(1.0),
         rotation=jnp.asarray([0.0, np.radians(_YAW.value), 0.0]),
     )
@@ -90,8 +183,7 @@ def head_tiles() -> list[Tile]:
         width=SIZE,
         height=SIZE,
     )
-    box = head_crop.head_box(head, params, lens)
-    return map_tiles(head, params, head_crop.crop_camera(lens, box, size=SIZE))
+    return cropped_tiles(head, params, lens, None)
 
 
 def map_tiles(

@@ -110,8 +110,13 @@ def report(
     console.print(", ".join(f"{k} {_cell(v)}" for k, v in about.items()))
     console.print(table)
     if json_path:
-        text = json.dumps({"machine": dict(about), "rows": list(rows)}, indent=1)
-        pathlib.Path(json_path).write_text(text + "\n")
+        write(json_path, about, rows)
+
+
+def write(path: str, about: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Writes a report as JSON."""
+    text = json.dumps({"machine": dict(about), "rows": list(rows)}, indent=1)
+    pathlib.Path(path).write_text(text + "\n")
 
 
 def _best(step: Callable[[], Any], *, runs: int = 10) -> float:
