@@ -1,0 +1,1 @@
+"""Diffusion as pure mathematics over a callable `denoise(x, t)`; knows no network."""

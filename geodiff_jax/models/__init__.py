@@ -1,0 +1,1 @@
+"""Networks: Flax Linen modules whose fields are their hyperparameters."""
