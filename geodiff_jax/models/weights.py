@@ -10,7 +10,6 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 Path = tuple[str, ...]
@@ -61,8 +60,35 @@ class Report:
     """Names of the checkpoint that the table lacks."""
     misshapen: tuple[str, ...] = ()
     """Names with the shapes found and wanted."""
+    padded: tuple[str, ...] = ()
+    """Our kernels that have more inputs than the checkpoint's: these start at zero."""
     random: tuple[str, ...] = ()
     """Our variables that no tensor filled, by path."""
+
+
+def conv(name: str, path: Path, *, bias: bool = True) -> Table:
+    """The table of a convolution."""
+    return _layer(name, path, "conv", bias)
+
+
+def dense(name: str, path: Path, *, bias: bool = True) -> Table:
+    """The table of a linear layer, or of a convolution of one pixel that we keep so."""
+    return _layer(name, path, "dense", bias)
+
+
+def norm(name: str, path: Path) -> Table:
+    """The table of a norm's scale and bias."""
+    return {
+        f"{name}.weight": Entry(("params", *path, "scale")),
+        f"{name}.bias": Entry(("params", *path, "bias")),
+    }
+
+
+def _layer(name: str, path: Path, layout: str, bias: bool) -> Table:
+    table = {f"{name}.weight": Entry(("params", *path, "kernel"), layout)}
+    if bias:
+        table[f"{name}.bias"] = Entry(("params", *path, "bias"))
+    return table
 
 
 def scoped(table: Table, *, name: str = "", path: Path = ()) -> Table:
@@ -76,13 +102,21 @@ def scoped(table: Table, *, name: str = "", path: Path = ()) -> Table:
 
 
 def fill(
-    variables: Mapping[str, Any], table: Table, tensors: Mapping[str, np.ndarray]
+    variables: Mapping[str, Any],
+    table: Table,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    widened: Collection[Path] = (),
 ) -> tuple[dict[str, Any], Report]:
     """Variables with every tensor of the table in its place, and what was left over.
 
     Shapes and dtypes are those of `variables` (arrays, or ShapeDtypeStructs where all
-    are to be filled): float16 tensors become what the module has. Raises ValueError if
-    the table names a path that the variables lack.
+    are to be filled): float16 tensors become what the module has. What is filled are
+    arrays of numpy, views where possible, for the caller to place on devices. The
+    kernels `widened` may have more inputs than their tensors, behind theirs: zeros.
+
+    Raises:
+      ValueError: a table that names a path which the variables lack.
     """
     flat = flax.traverse_util.flatten_dict(dict(variables))
     unknown = [e.path for e in table.values() if e.path not in flat]
@@ -91,45 +125,68 @@ def fill(
             f"Expected paths of the module in the table, got {'/'.join(unknown[0])} "
             f"and {len(unknown) - 1} more that it lacks; table and module differ."
         )
-    misshapen, filled = [], set()
-    for name in table.keys() & tensors.keys():
-        entry, target = table[name], flat[table[name].path]
-        try:
-            value = LAYOUTS[entry.layout](np.asarray(tensors[name]))
-        except ValueError:
-            value = np.asarray(tensors[name])
+    misshapen, padded, filled = [], [], set()
+    for name in sorted(table.keys() & tensors.keys()):
+        path, target = table[name].path, flat[table[name].path]
+        value = _turned(tensors[name], table[name].layout)
+        if path in widened and _is_narrower(value.shape, target.shape):
+            more = target.shape[-2] - value.shape[-2]
+            value = np.pad(value, [(0, 0)] * (value.ndim - 2) + [(0, more), (0, 0)])
+            padded.append(f"{'/'.join(path)}: {more} of {target.shape[-2]} inputs")
         if value.shape != target.shape:
             misshapen.append(f"{name}: {list(value.shape)}, not {list(target.shape)}")
             continue
-        flat[entry.path] = jnp.asarray(value.astype(target.dtype))
-        filled.add(entry.path)
+        flat[path] = value.astype(target.dtype, copy=False)
+        filled.add(path)
     report = Report(
         missing=tuple(sorted(table.keys() - tensors.keys())),
         unused=tuple(sorted(tensors.keys() - table.keys())),
-        misshapen=tuple(sorted(misshapen)),
+        misshapen=tuple(misshapen),
+        padded=tuple(padded),
         random=tuple(sorted("/".join(p) for p in flat.keys() - filled)),
     )
     return flax.traverse_util.unflatten_dict(flat), report
 
 
+def _turned(tensor: np.ndarray, layout: str) -> np.ndarray:
+    """In our layout; as it is if it has not the axes for that."""
+    try:
+        return LAYOUTS[layout](np.asarray(tensor))
+    except ValueError:
+        return np.asarray(tensor)
+
+
+def _is_narrower(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether only the axis of inputs, the last but one, is shorter."""
+    if len(shape) != len(wanted) or len(shape) < 2 or shape[-2] >= wanted[-2]:
+        return False
+    return (*shape[:-2], shape[-1]) == (*wanted[:-2], wanted[-1])
+
+
 def demand(report: Report, *, expected: Collection[str] = ()) -> None:
-    """Raises ValueError unless nothing is missing, unused or misshapen.
+    """Refuses a checkpoint that does not fit.
 
     `expected` are names, or beginnings of names, that may be missing or unused.
+
+    Raises:
+      ValueError: anything else missing, unused or misshapen; all are named.
     """
     beginnings = tuple(expected)
-    for kind in ("misshapen", "missing", "unused"):
-        names = [
-            name
-            for name in getattr(report, kind)
-            if kind == "misshapen" or not name.startswith(beginnings)
-        ]
-        if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise ValueError(
-                f"Expected a checkpoint that fits, got {len(names)} {kind} tensors: "
-                f"{shown}; is it of this model and these sizes?"
-            )
+    problems = {
+        "misshapen": report.misshapen,
+        "missing": [n for n in report.missing if not n.startswith(beginnings)],
+        "unused": [n for n in report.unused if not n.startswith(beginnings)],
+    }
+    if any(problems.values()):
+        listed = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names)}"
+            for kind, names in problems.items()
+            if names
+        )
+        raise ValueError(
+            "Expected a checkpoint that fits; is it of this model and these sizes? "
+            f"Got {listed}."
+        )
 
 
 def template(module: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
