@@ -9,27 +9,27 @@ from geodiff_jax.models import weights
 def expression_encoder_table(*, depth: int = 4) -> weights.Table:
     """For `ExpressionEncoder` of any widths, with an hourglass of this depth."""
     face = {
-        **_convolution("conv1", "stem"),
+        **weights.conv("conv1", ("stem",)),
         **_norm("bn1", "stem_norm"),
         **_block("conv2", ("block1",), shortcut=True),
         **_block("conv3", ("block2",)),
         **_block("conv4", ("block3",), shortcut=True),
         **_hourglass(depth),
         **_block("top_m_0", ("top",)),
-        **_convolution("conv_last0", "top_conv"),
+        **weights.conv("conv_last0", ("top_conv",)),
         **_norm("bn_end0", "top_norm"),
-        **_convolution("l0", "maps_conv"),
+        **weights.conv("l0", ("maps_conv",)),
         **_norm("bn5", "maps_norm"),
-        **_convolution("conv6", "squeeze"),
-        **_dense("fc", "to_latent"),
+        **weights.conv("conv6", ("squeeze",)),
+        **weights.dense("fc", ("to_latent",)),
     }
     for i in (1, 2, 3):
         face |= _attention(f"att_{i}", f"attention{i}")
     return {
         **weights.scoped(face, name="model."),
-        **_dense("bbox_proj.0", "box1"),
-        **_dense("bbox_proj.3", "box2"),
-        **_dense("final_proj", "to_tokens"),
+        **weights.dense("bbox_proj.0", ("box1",)),
+        **weights.dense("bbox_proj.3", ("box2",)),
+        **weights.dense("final_proj", ("to_tokens",)),
     }
 
 
@@ -43,32 +43,9 @@ def unlearned(table: weights.Table) -> tuple[str, ...]:
     return ("pe", *(f"{name}.num_batches_tracked" for name in norms))
 
 
-def _layer(name: str, path: weights.Path, layout: str, bias: bool) -> weights.Table:
-    entries = {"weight": weights.Entry(("params", *path, "kernel"), layout)}
-    if bias:
-        entries["bias"] = weights.Entry(("params", *path, "bias"))
-    return weights.scoped(entries, name=f"{name}.")
-
-
-def _convolution(name: str, *path: str, bias: bool = True) -> weights.Table:
-    return _layer(name, path, "conv", bias)
-
-
-def _dense(name: str, *path: str, bias: bool = True) -> weights.Table:
-    return _layer(name, path, "dense", bias)
-
-
-def _scale(name: str, *path: str) -> weights.Table:
-    """A norm without statistics."""
-    return {
-        f"{name}.weight": weights.Entry(("params", *path, "scale")),
-        f"{name}.bias": weights.Entry(("params", *path, "bias")),
-    }
-
-
 def _norm(name: str, *path: str) -> weights.Table:
     return {
-        **_scale(name, *path),
+        **weights.norm(name, path),
         f"{name}.running_mean": weights.Entry(("batch_stats", *path, "mean")),
         f"{name}.running_var": weights.Entry(("batch_stats", *path, "var")),
     }
@@ -78,10 +55,10 @@ def _block(name: str, path: weights.Path, *, shortcut: bool = False) -> weights.
     table = {}
     for i in (1, 2, 3):
         table |= _norm(f"bn{i}", f"norm{i}")
-        table |= _convolution(f"conv{i}", f"conv{i}", bias=False)
+        table |= weights.conv(f"conv{i}", (f"conv{i}",), bias=False)
     if shortcut:
         table |= _norm("downsample.0", "shortcut_norm")
-        table |= _convolution("downsample.2", "shortcut", bias=False)
+        table |= weights.conv("downsample.2", ("shortcut",), bias=False)
     return weights.scoped(table, name=f"{name}.", path=path)
 
 
@@ -94,20 +71,23 @@ def _hourglass(depth: int) -> weights.Table:
 
 
 def _attention(name: str, path: str) -> weights.Table:
+    attention = {
+        **weights.dense("to_q", ("to_q",), bias=False),
+        **weights.dense("to_k", ("to_k",), bias=False),
+        **weights.dense("to_v", ("to_v",), bias=False),
+        **weights.dense("to_out.0", ("to_out",)),
+    }
     transformer = {
-        **_scale("norms.0", "norm1"),
-        **_dense("attention_blocks.0.to_q", "attention", "to_q", bias=False),
-        **_dense("attention_blocks.0.to_k", "attention", "to_k", bias=False),
-        **_dense("attention_blocks.0.to_v", "attention", "to_v", bias=False),
-        **_dense("attention_blocks.0.to_out.0", "attention", "to_out"),
-        **_scale("ff_norm", "norm2"),
-        **_dense("ff.net.0.proj", "feed_forward", "expand"),
-        **_dense("ff.net.2", "feed_forward", "contract"),
+        **weights.norm("norms.0", ("norm1",)),
+        **weights.scoped(attention, name="attention_blocks.0.", path=("attention",)),
+        **weights.norm("ff_norm", ("norm2",)),
+        **weights.dense("ff.net.0.proj", ("feed_forward", "expand")),
+        **weights.dense("ff.net.2", ("feed_forward", "contract")),
     }
     table = {
-        **_scale("norm", "norm"),
-        **_convolution("pos_embed.proj", "proj_in"),
+        **weights.norm("norm", ("norm",)),
+        **weights.conv("pos_embed.proj", ("proj_in",)),
         **weights.scoped(transformer, name="transformer_blocks.0."),
-        **_dense("proj_out", "proj_out"),
+        **weights.dense("proj_out", ("proj_out",)),
     }
     return weights.scoped(table, name=f"{name}.", path=(path,))
