@@ -1,0 +1,178 @@
+"""What the generators' configs share: sizes, and library objects from their fields.
+
+A config has plain numbers and words; `network`, `schedule` and `objective` make of it
+what the library takes. No module sees a config.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from geodiff_jax.diffusion import schedule as schedules
+from geodiff_jax.models import denoiser, expression_encoder, guider, unet
+from geodiff_jax.render import conditioning
+from geodiff_jax.training import denoising
+
+SIZES = {
+    "tiny": {
+        "latents": 16,
+        "unet": {
+            "channels": 32,
+            "multipliers": (1, 2),
+            "blocks": 1,
+            "heads": (2, 4),
+            "module_heads": 2,
+        },
+        "encoder": {
+            "width": 32,
+            "maps": 8,
+            "depth": 2,
+            "heads": 2,
+            "head_width": 32,
+            "latent": 128,
+            "tokens": 8,
+            "token_width": 16,
+        },
+        "crop": 64,
+    },
+    "small": {
+        "latents": 32,
+        "unet": {
+            "channels": 96,
+            "multipliers": (1, 2, 4),
+            "blocks": 2,
+            "heads": (3, 6, 12),
+            "module_heads": 4,
+        },
+        "encoder": {
+            "width": 128,
+            "depth": 4,
+            "heads": 4,
+            "head_width": 64,
+            "latent": 512,
+        },
+        "crop": 128,
+    },
+    "paper": {"latents": 64, "unet": {}, "encoder": {}, "crop": 224},
+}
+"""By the config's argument `size`: tiny trains in minutes on a laptop (ours), small on
+one GPU (ours), paper is Stable Diffusion's, with latents of 512 x 512 images."""
+
+CHANNELS = {
+    "head_pose": 3,
+    "position_code": 42,
+    "expression_offset": 3,
+    "rays": 3,
+    "reference_mask": 1,
+    "crop_mask": 1,
+    "plucker": 6,
+}
+"""Of maps at the latents' resolution."""
+
+
+def size(name: str) -> dict[str, Any]:
+    """The fields of a size. Raises ValueError for a size that is none."""
+    if name not in SIZES:
+        raise ValueError(f"Expected size to be one of {sorted(SIZES)}, got {name!r}.")
+    return SIZES[name]
+
+
+def precision(name: str) -> dict[str, Any]:
+    """How a size's networks compute: large ones in half precision, keeping little."""
+    if name == "tiny":
+        return {"dtype": "float32", "remat": None}
+    return {"dtype": "bfloat16", "remat": "nothing_saveable"}
+
+
+def choose(name: str, value: Any, options: dict[Any, Any]) -> Any:
+    """What an argument stands for. Raises ValueError if it stands for nothing."""
+    if value not in options:
+        raise ValueError(
+            f"Expected {name} to be one of {list(options)}, got {value!r}."
+        )
+    return options[value]
+
+
+def levels(fields: dict[str, Any]) -> int:
+    """How many levels a size's UNet has."""
+    return len(fields["unet"].get("multipliers", (1, 2, 4, 4)))
+
+
+def attending(
+    tokens: tuple[str, ...], fields: dict[str, Any]
+) -> tuple[tuple[str, ...], ...]:
+    """The same tokens on every level, but none on the last of four, as in SD."""
+    count = levels(fields)
+    return (*(tokens,) * (count - 1), () if count == 4 else tokens)
+
+
+def network(config: ml_collections.ConfigDict) -> denoiser.Denoiser:
+    """The denoiser of a config's `model`."""
+    fields = config.model.to_dict()
+    parts = {
+        "unet": unet.UNet,
+        "reference_net": unet.UNet,
+        "encoder": expression_encoder.ExpressionEncoder,
+        "guide": guider.Guider,
+    }
+    layout = conditioning.LAYOUTS[fields.pop("layout")]
+    made = {
+        name: kind(**fields.pop(name)) for name, kind in parts.items() if name in fields
+    }
+    return denoiser.Denoiser(layout=layout, **made, **fields)
+
+
+def schedule(config: ml_collections.ConfigDict) -> schedules.NoiseSchedule:
+    """The noise schedule of a config."""
+    return schedules.make(**config.schedule.to_dict())
+
+
+def objective(config: ml_collections.ConfigDict) -> denoising.Objective:
+    """What a config trains for."""
+    known = {field.name for field in dataclasses.fields(denoising.Objective)}
+    return denoising.Objective(**{k: config.objective[k] for k in known})
+
+
+def batch_shapes(config: ml_collections.ConfigDict) -> denoising.Batch:
+    """What one training step takes, as shapes and types: nothing is allocated."""
+    model, side = config.model, config.latents
+    lead = (config.batch, config.views, config.frames)
+    domains = model.get("num_domains", 1)
+    video = "reference_net" in model
+
+    def image(*batch: int, channels: int, size: int = side) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*batch, size, size, channels), jnp.float32)
+
+    def flags(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.bool_)
+
+    signals: dict[str, jax.ShapeDtypeStruct] = {
+        name: image(*lead, channels=CHANNELS[name])
+        for name in conditioning.LAYOUTS[model.layout].maps
+        if name != "features"
+    }
+    parts: dict[str, Any] = {"frames": flags(config.batch, config.frames)}
+    if "features" in config:
+        channels, size = config.features.channels, config.feature_image
+        signals["features"] = image(*lead, channels=channels, size=size)
+    if video:
+        own = image(config.batch, channels=3) if "encoder" in model else None
+        latents = image(config.batch, channels=config.latent_channels)
+        parts["reference"] = denoiser.Reference(latents, own)
+    else:
+        signals["reference_latents"] = image(*lead, channels=config.latent_channels)
+        signals["reference_slots"] = flags(*lead)
+        parts["frames"] = None
+    if "encoder" in model:
+        parts["driving"] = image(*lead, channels=3, size=config.crop)
+    if "origin_width" in model:
+        parts["synthetic"] = flags(config.batch)
+    if config.objective.alignment:
+        texels = (side // 2) ** 2
+        shape = (config.batch, config.views - 1, texels, texels)
+        parts["correspondences"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    clean = image(config.batch, domains, *lead[1:], channels=config.latent_channels)
+    return denoising.Batch(clean, conditioning.Conditioning(**signals), **parts)

@@ -1,0 +1,75 @@
+"""Learn2Control (paper 004): a head driven by learnt features, splatted.
+
+python -m experiments.train_denoiser --workdir=DIR \\
+    --config=experiments/configs/learn2control.py:stage=1,size=paper
+
+stage=1   images, real and synthetic (Sec 3.4); features and guider learn too.
+stage=2   clips of 14 frames of real recordings, temporal modules alone.
+size      tiny | small | paper: see `generator.SIZES`.
+"""
+
+import ml_collections
+
+from experiments.configs import generator, parse
+
+STAGES = {
+    "paper": {1: (32, 1, 100_000), 2: (8, 14, 30_000)},
+    "small": {1: (16, 1, 20_000), 2: (2, 14, 5_000)},
+    "tiny": {1: (8, 1, 2_000), 2: (2, 7, 1_000)},
+}
+"""Clips in a batch, frames in a clip, steps; ours but for the 14 frames."""
+CONTEXT = {"paper": 768, "small": 64, "tiny": 32}
+"""Channels of the token of origin: Stable Diffusion's text, or ours."""
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+    """Settings of both stages."""
+    choice = parse.arguments(argument, stage=1, size="tiny")
+    size = generator.size(choice["size"])
+    batch, frames, steps = generator.choose(
+        "stage", choice["stage"], STAGES[choice["size"]]
+    )
+    unet = {
+        **size["unet"],
+        "tokens": generator.attending(("h", "w"), size),
+        "middle_tokens": ("h", "w"),
+        "cross_attention": True,
+        "temporal_modules": choice["stage"] == 2,
+        **generator.precision(choice["size"]),
+    }
+    reference = {**unet, "out_channels": 0, "temporal_modules": False}
+    return ml_collections.ConfigDict(
+        {
+            "stage": choice["stage"],
+            "batch": batch,
+            "frames": frames,
+            "views": 1,
+            "steps": steps,
+            "latents": size["latents"],
+            "latent_channels": 4,
+            # Of the field on the chart, and of the images it is splatted to.
+            "features": {
+                "channels": 8,
+                "size": 256 if choice["size"] == "paper" else 64,
+            },
+            "feature_image": 8 * size["latents"],
+            "model": {
+                "unet": unet,
+                "reference_net": reference,
+                "guide": {"features": size["unet"].get("channels", 320)},
+                "layout": "learn2control",
+                "origin_width": CONTEXT[choice["size"]],
+            },
+            "schedule": {"prediction": "v"},
+            "objective": {
+                "drop": 0.0,
+                "time_per_view": False,
+                "min_snr": None,
+                "alignment": 0.0,
+                "aligned": "",
+            },
+            "optimizer": {"learning_rate": 1e-5, "weight_decay": 1e-2, "clip": 1.0},
+            "trained": "temporal" if choice["stage"] == 2 else "",
+            "sampler": {"steps": 25, "guidance": 1.0},
+        }
+    )

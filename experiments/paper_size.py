@@ -1,0 +1,161 @@
+"""What training at a paper's size takes, found out without the hardware.
+
+python -m experiments.paper_size [--papers=geodiff4d,cap4d] [--size=paper] [--json=FILE]
+
+Lowers one training step of every stage for NVIDIA GPUs (attention in chunks, since
+cuDNN is not asked without a GPU) and for TPUs (splash attention), from shapes alone,
+and counts parameters, floating-point operations of a frame's forward pass (all domains)
+and the bytes of parameters, gradients and Adam's moments. About a minute per stage.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+import rich.console
+import rich.table
+from absl import app, flags
+
+from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
+from geodiff_jax.training import denoising
+
+_PAPERS = flags.DEFINE_list("papers", None, "Which papers; all by default.")
+_SIZE = flags.DEFINE_string("size", "paper", "Of the networks.")
+_JSON = flags.DEFINE_string("json", None, "Where to write the figures.")
+
+CONFIGS = {
+    "geodiff4d": (geodiff4d, (1, 2)),
+    "cap4d": (cap4d, (1,)),
+    "geoface": (geoface, ()),
+    "learn2control": (learn2control, (1, 2)),
+}
+"""Modules, and the stages that differ in shape."""
+ATTENTION = {"cuda": "chunked", "tpu": "splash"}
+
+
+def step_of(config: ml_collections.ConfigDict) -> tuple[Any, tuple]:
+    """(a training step, its abstract arguments): key, state and batch."""
+    network = generator.network(config)
+    batch = generator.batch_shapes(config)
+    objective = generator.objective(config)
+    optimizer = optax.adamw(config.optimizer.learning_rate)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(functools.partial(fresh, network, batch, optimizer))
+    step = functools.partial(
+        denoising.train_step,
+        apply=network.apply,
+        schedule=generator.schedule(config),
+        optimizer=optimizer,
+        objective=objective,
+    )
+    return step, (key, state, batch)
+
+
+def fresh(
+    network: Any, batch: denoising.Batch, optimizer: optax.GradientTransformation
+) -> denoising.TrainState:
+    """The state before the first step; under eval_shape, its shapes."""
+    variables = network.init(
+        jax.random.key(0),
+        jax.numpy.zeros(batch.latents.shape),
+        jax.numpy.zeros((), int),
+        jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), batch.signals),
+        reference=jax.tree.map(
+            lambda x: jax.numpy.zeros(x.shape, x.dtype), batch.reference
+        ),
+        driving=None if batch.driving is None else jax.numpy.zeros(batch.driving.shape),
+    )
+    return denoising.initial_state(variables, optimizer)
+
+
+def lower(config: ml_collections.ConfigDict, platform: str) -> Any:
+    """One training step for a platform that need not be there."""
+    config = ml_collections.ConfigDict(config)
+    for part in ("unet", "reference_net", "encoder"):
+        if part in config.model:
+            config.model[part].implementation = ATTENTION[platform]
+    step, arguments = step_of(config)
+    return jax.jit(step).trace(*arguments).lower(lowering_platforms=(platform,))
+
+
+def forward_flops(config: ml_collections.ConfigDict) -> float:
+    """Operations of one forward pass of the batch, by XLA's count before it fuses."""
+    network = generator.network(config)
+    _, (key, state, batch) = step_of(config)
+
+    def forward(key: Any, state: denoising.TrainState, batch: denoising.Batch) -> Any:
+        variables = {"params": state.params, "batch_stats": state.statistics}
+        return denoising.loss(
+            key,
+            network.apply,
+            variables,
+            generator.schedule(config),
+            batch,
+            objective=generator.objective(config),
+        )[0]
+
+    lowered = jax.jit(forward).trace(key, state, batch).lower()
+    return float(lowered.cost_analysis()["flops"])
+
+
+def plan(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The figures of one stage; raises what lowering raises."""
+    seconds = {}
+    for platform in ATTENTION:
+        begin = time.monotonic()
+        lower(config, platform)
+        seconds[f"{platform}_lowering_s"] = time.monotonic() - begin
+    _, (_, state, batch) = step_of(config)
+    counted = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+    frames = math.prod(batch.latents.shape[i] for i in (0, 2, 3))
+    return {
+        "parameters": counted,
+        "frames": frames,
+        "tflops_per_frame": forward_flops(config) / frames / 1e12,
+        # float32 parameters, their gradients and two moments.
+        "state_gb": 16 * counted / 1e9,
+        **seconds,
+    }
+
+
+def plans(papers: list[str], size: str) -> Iterator[dict[str, Any]]:
+    """One row per paper and stage."""
+    for paper in papers:
+        module, stages = CONFIGS[paper]
+        for stage in stages or (None,):
+            argument = f"size={size}" + ("" if stage is None else f",stage={stage}")
+            row = plan(module.get_config(argument))
+            yield {"paper": paper, "stage": stage or 1, "size": size, **row}
+
+
+def main(argv: list[str]) -> None:
+    """Prints a table."""
+    del argv
+    papers = _PAPERS.value or list(CONFIGS)
+    unknown = set(papers) - set(CONFIGS)
+    if unknown:
+        raise app.UsageError(f"--papers are {', '.join(CONFIGS)}, not {unknown}")
+    rows = list(plans(papers, _SIZE.value))
+    table = rich.table.Table(title="One training step")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(
+            *(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values())
+        )
+    rich.console.Console(width=140).print(table)
+    if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(
+            json.dumps({"rows": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

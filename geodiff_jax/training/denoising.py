@@ -1,0 +1,190 @@
+"""The generator's objective: predict what was done to the latents of the targets.
+
+One loss for all papers. Noise is drawn once for all domains (GeoDiff4D, Sec 3.2);
+slots of references and padded frames have no part in it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from geodiff_jax.diffusion import ddim
+from geodiff_jax.diffusion import schedule as schedules
+from geodiff_jax.models import alignment, denoiser
+from geodiff_jax.render.conditioning import Conditioning
+
+Latents = denoiser.Latents
+Apply = Callable[..., Any]
+"""`denoiser.Denoiser.apply`, or whatever takes the same."""
+
+
+@flax.struct.dataclass
+class Batch:
+    """Clips: what to generate, and what from. See `denoiser.Denoiser` for the parts."""
+
+    latents: Latents
+    """Clean, of every domain."""
+    signals: Conditioning
+    reference: denoiser.Reference | None = None
+    driving: Float[Array, "batch view time y x 3"] | None = None
+    synthetic: Bool[Array, " batch"] | None = None
+    frames: Bool[Array, "batch time"] | None = None
+    """False where a frame is padding."""
+    correspondences: alignment.Weights | None = None
+    """Which texels of the geometry slot the tokens of the aligned layer see."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """How the loss is made up."""
+
+    drop: float = 0.1
+    """Probability that an item loses what guidance drops (001 A.1, 002 Sec 3.1)."""
+    time_per_view: bool = False
+    """Whether every view has a diffusion time of its own (CAP4D's code)."""
+    min_snr: float | None = None
+    """Gamma of Min-SNR weights; None weighs all times alike (ours)."""
+    alignment: float = 0.0
+    """Weight of the attention alignment loss (GeoFace; the value is ours: 0.1)."""
+    aligned: str = ""
+    """The attention that is aligned, by its name in the UNet, such as
+    "up1_attention1" (GeoFace aligns its layer 10)."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes."""
+
+    params: Any
+    statistics: Any
+    """Of the encoder's batch norms."""
+    optimizer: optax.OptState
+    step: Int[Array, ""]
+
+
+def loss(
+    key: Key[Array, ""],
+    apply: Apply,
+    variables: dict[str, Any],
+    schedule: schedules.NoiseSchedule,
+    batch: Batch,
+    *,
+    objective: Objective,
+    train: bool = True,
+) -> tuple[Float[Array, ""], tuple[dict[str, Array], dict[str, Any]]]:
+    """(loss, (figures, new statistics)): mean squared error over targets and frames."""
+    noise_key, time_key, drop_key, dropout_key = jax.random.split(key, 4)
+    latents = batch.latents
+    # One draw for all domains, else image and normals decorrelate (001, Sec 3.2).
+    noise = ddim.draw_noise(noise_key, latents.shape)
+    t = draw_times(time_key, latents, schedule, per_view=objective.time_per_view)
+    dropped = jax.random.bernoulli(drop_key, objective.drop, latents.shape[:1])
+    prediction, updated = apply(
+        variables,
+        schedules.add_noise(schedule, latents, noise, t),
+        t,
+        batch.signals,
+        reference=batch.reference,
+        driving=batch.driving,
+        synthetic=batch.synthetic,
+        dropped=dropped,
+        frames=batch.frames,
+        train=train,
+        rngs={"dropout": dropout_key},
+        mutable=["batch_stats", *(["intermediates"] if objective.alignment else [])],
+    )
+    wanted = schedules.target(schedule, latents, noise, t)
+    error = jnp.square(prediction - wanted).mean(axis=(-3, -2, -1))
+    if objective.min_snr is not None:
+        error *= schedules.min_snr_weight(schedule, t, gamma=objective.min_snr)
+    counted = jnp.broadcast_to(targets(batch), error.shape)
+    total = jnp.sum(counted, axis=(0, 2, 3))
+    by_domain = jnp.sum(error * counted, axis=(0, 2, 3)) / jnp.maximum(total, 1)
+    value = jnp.mean(by_domain)
+    figures = {f"loss/domain{d}": x for d, x in enumerate(by_domain)}
+    if objective.alignment:
+        aligned = _alignment(updated["intermediates"], batch, objective.aligned)
+        figures["loss/alignment"] = aligned
+        value += objective.alignment * aligned
+    return value, ({"loss": value, **figures}, dict(updated).get("batch_stats", {}))
+
+
+def draw_times(
+    key: Key[Array, ""],
+    latents: Latents,
+    schedule: schedules.NoiseSchedule,
+    *,
+    per_view: bool = False,
+) -> Int[Array, "batch 1 #view 1"]:
+    """Uniform diffusion times, one for each item or each of its views."""
+    shape = (latents.shape[0], 1, latents.shape[2] if per_view else 1, 1)
+    return jax.random.randint(key, shape, 0, schedule.num_times)
+
+
+def targets(batch: Batch) -> Bool[Array, "batch 1 #view #time"]:
+    """What counts: no slots of references, no padded frames."""
+    counted = jnp.ones((batch.latents.shape[0], 1, 1, 1), bool)
+    if batch.signals.reference_slots is not None:
+        counted &= ~batch.signals.reference_slots[:, None]
+    if batch.frames is not None:
+        counted &= batch.frames[:, None, None]
+    return counted
+
+
+def train_step(
+    key: Key[Array, ""],
+    state: TrainState,
+    batch: Batch,
+    *,
+    apply: Apply,
+    schedule: schedules.NoiseSchedule,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step on one batch; jit it with all that stands after `*` bound."""
+
+    def objective_of(params: Any) -> tuple[Array, tuple[dict, dict]]:
+        variables = {"params": params, "batch_stats": state.statistics}
+        return loss(key, apply, variables, schedule, batch, objective=objective)
+
+    gradient, (figures, statistics) = jax.grad(objective_of, has_aux=True)(state.params)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    figures["gradient_norm"] = optax.tree.norm(gradient)
+    new = TrainState(
+        params=optax.apply_updates(state.params, updates),
+        statistics=statistics,
+        optimizer=optimizer_state,
+        step=state.step + 1,
+    )
+    return new, figures
+
+
+def initial_state(
+    variables: dict[str, Any], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Of a module's fresh variables."""
+    params = variables["params"]
+    statistics = variables.get("batch_stats", {})
+    return TrainState(params, statistics, optimizer.init(params), jnp.zeros((), int))
+
+
+def _alignment(intermediates: Any, batch: Batch, name: str) -> Float[Array, ""]:
+    if batch.correspondences is None:
+        raise ValueError(
+            "Expected correspondences in the batch for the alignment loss, got none; "
+            "draw UV coordinates with the maps (alignment.correspondences)."
+        )
+    sown = intermediates["unet"][name]["block"]["along"]["attention"]
+    # (batch, 1, views x pixels, heads, width): all views see each other.
+    slots = batch.latents.shape[2]
+    queries, keys = (
+        sown[part][0].reshape(len(batch.latents), slots, -1, *sown[part][0].shape[-2:])
+        for part in ("query", "key")
+    )
+    return alignment.alignment_loss(queries, keys, batch.correspondences)

@@ -1,0 +1,165 @@
+"""The generator's objective: what counts, what is shared, and that it can be learnt."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from geodiff_jax.diffusion import schedule as schedules
+from geodiff_jax.models import alignment
+from geodiff_jax.render.conditioning import Conditioning
+from geodiff_jax.training import denoising
+from tests.models import settings
+
+SCHEDULE = schedules.make()
+KEY = jax.random.key(3)
+
+
+def echo(variables, x, t, signals, *, dropped, **others):
+    """A network whose prediction is its input, and less where guidance drops."""
+    del signals, others
+    there = dropped.reshape(-1, *(1,) * (x.ndim - 1))
+    return variables["params"]["gain"] * x + 100.0 * there, {}
+
+
+UNDROPPED = denoising.Objective(drop=0.0)
+compute = jax.jit(
+    functools.partial(denoising.loss, apply=echo), static_argnames="objective"
+)
+
+
+def linear_loss(batch, *, gain=0.5, objective=UNDROPPED, schedule=SCHEDULE):
+    variables = {"params": {"gain": jnp.asarray(gain)}}
+    return compute(
+        KEY, variables=variables, schedule=schedule, batch=batch, objective=objective
+    )
+
+
+def clips(*, views=1, frames=2, seed=0):
+    shape = (4, 2, views, frames, 3, 3, 2)
+    latents = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(latents, jnp.float32)
+
+
+def test_a_perfect_prediction_costs_nothing():
+    """At no signal at all the noised latents are the noise: gain 1 is right."""
+    silent = schedules.from_alpha_bar(np.linspace(1e-12, 0.0, 4))
+    batch = denoising.Batch(clips(), Conditioning())
+    value, _ = linear_loss(batch, gain=1.0, schedule=silent)
+    assert value < 1e-9
+
+
+@pytest.mark.parametrize("part", ["reference", "padding"])
+def test_only_targets_and_frames_count(part):
+    latents = clips(views=3)
+    signals, frames = Conditioning(), None
+    ignored = latents
+    if part == "reference":
+        slots = jnp.zeros((4, 3, 2), bool).at[:, 1].set(True)
+        signals = Conditioning(reference_slots=slots, reference_latents=latents[:, 0])
+        ignored = latents.at[:, :, 1].add(5.0)
+    else:
+        frames = jnp.asarray([[True, False]] * 4)
+        ignored = latents.at[:, :, :, 1].add(5.0)
+    one, other = (
+        linear_loss(denoising.Batch(x, signals, frames=frames))[0]
+        for x in (latents, ignored)
+    )
+    np.testing.assert_array_equal(one, other)
+    whole = linear_loss(denoising.Batch(latents, Conditioning()))[0]
+    assert abs(whole - one) > 1e-3
+
+
+def test_nothing_to_predict_is_no_loss():
+    batch = denoising.Batch(clips(), Conditioning(), frames=jnp.zeros((4, 2), bool))
+    assert linear_loss(batch)[0] == 0
+
+
+def test_domains_share_their_noise():
+    """Equal latents in both domains then have equal losses."""
+    latents = clips().at[:, 1].set(clips()[:, 0])
+    _, (figures, _) = linear_loss(denoising.Batch(latents, Conditioning()))
+    np.testing.assert_array_equal(figures["loss/domain0"], figures["loss/domain1"])
+
+
+def test_items_are_dropped_as_often_as_asked():
+    """A dropped item costs about 100 squared, so the mean tells their share."""
+    latents = jnp.tile(clips(), (250, 1, 1, 1, 1, 1, 1))
+    objective = denoising.Objective(drop=0.1)
+    value, _ = linear_loss(
+        denoising.Batch(latents, Conditioning()), objective=objective
+    )
+    # A thousand items: three standard deviations of the share are 0.028.
+    assert abs(value / 100.0**2 - 0.1) < 0.03
+
+
+@pytest.mark.parametrize("per_view", [False, True])
+def test_times_are_drawn_for_items_or_for_views(per_view):
+    times = denoising.draw_times(KEY, clips(views=3), SCHEDULE, per_view=per_view)
+    assert times.shape == (4, 1, 3 if per_view else 1, 1)
+    assert len(np.unique(times)) == times.size
+    assert times.min() >= 0 and times.max() < 1000
+
+
+def batch_of(paper):
+    given = settings.inputs(paper)
+    weights = None
+    if paper == "geoface":
+        side = settings.SIDE // 2
+        uv = jax.random.uniform(KEY, (2, 2, side, side, 2))
+        visible = jnp.ones((2, 2, side, side), bool)
+        weights = alignment.correspondences(uv, visible, size=side)
+    return denoising.Batch(
+        given["latents"],
+        given["signals"],
+        reference=given.get("reference"),
+        synthetic=given.get("synthetic"),
+        correspondences=weights,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", settings.PAPERS)
+def test_every_parameter_learns(paper):
+    """From random parameters, since zeros stop gradients; then Adam fits one batch."""
+    network = settings.network(paper)
+    given = settings.inputs(paper)
+    variables = settings.variables(network, given)
+    objective = denoising.Objective(drop=0.0, time_per_view=paper == "cap4d")
+    if paper == "geoface":
+        objective = denoising.Objective(
+            drop=0.0, alignment=0.1, aligned="up1_attention0"
+        )
+    batch = batch_of(paper)
+    if paper == "geodiff4d":
+        lead = (settings.BATCH, 1, settings.FRAMES)
+        crops = jax.random.uniform(KEY, (*lead, settings.CROP, settings.CROP, 3))
+        batch = batch.replace(driving=crops)
+
+    optimizer = optax.adam(1e-3)
+    step = jax.jit(
+        functools.partial(
+            denoising.train_step,
+            apply=network.apply,
+            schedule=SCHEDULE,
+            optimizer=optimizer,
+            objective=objective,
+        )
+    )
+    state, first = step(KEY, denoising.initial_state(variables, optimizer), batch)
+    gradient = state.optimizer[0].mu  # A tenth of it, after the first step.
+    still = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if not np.abs(leaf).max() > 0
+    ]
+    # Group norms take a channel's bias away again, no box is given, and the reference
+    # net's last layers come after its last bank.
+    excused = ("bias", "['box", "['reference_net']['up0")
+    assert not [n for n in still if not any(part in n for part in excused)]
+    for _ in range(15):
+        state, figures = step(KEY, state, batch)
+    assert figures["loss"] < first["loss"] and np.isfinite(figures["gradient_norm"])
