@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from geodiff_jax.models import layers
+from geodiff_jax.models import attend, layers
 
 AXES = ("batch", "domain", "view", "time", "h", "w")
 """Names of the axes of a map, before its channels."""
@@ -54,29 +54,12 @@ def _folding(
     return [0, *outer, *inner, 6], (shape[0], *joined, shape[-1])
 
 
-def attend(
-    query: Float[Array, "*b q n d"],
-    key: Float[Array, "*b k n d"],
-    value: Float[Array, "*b k n d"],
-    *,
-    mask: Bool[Array, "..."] | None = None,
-    implementation: str = "auto",
-) -> Float[Array, "*b q n d"]:
-    """Until `attend.attend` is here."""
-    del implementation
-    logits = jnp.einsum("...qnd,...knd->...nqk", query, key) / query.shape[-1] ** 0.5
-    if mask is not None:
-        logits = jnp.where(mask, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(value.dtype)
-    return jnp.einsum("...nqk,...knd->...qnd", weights, value)
-
-
 class Attention(nn.Module):
     """Attention of tokens to themselves or to a context; heads share the channels."""
 
     heads: int
     dtype: DTypeLike = jnp.float32
-    implementation: str = "auto"
+    implementation: attend.Implementation = "auto"
     """See `attend.attend`."""
 
     @nn.compact
@@ -115,7 +98,9 @@ class Attention(nn.Module):
                 jnp.concatenate([own, _broadcast(other, batch)], axis=-3)
                 for own, other in zip((key, value), more, strict=True)
             )
-        y = attend(query, key, value, mask=mask, implementation=self.implementation)
+        y = attend.attend(
+            query, key, value, mask=mask, implementation=self.implementation
+        )
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out")(
             y.reshape(x.shape)
         )
@@ -136,7 +121,7 @@ class AxisAttention(nn.Module):
     tokens: tuple[str, ...] = ("h", "w")
     """Axes whose elements see each other, of `AXES`."""
     dtype: DTypeLike = jnp.float32
-    implementation: str = "auto"
+    implementation: attend.Implementation = "auto"
 
     @nn.compact
     def __call__(
@@ -167,7 +152,7 @@ class TransformerBlock(nn.Module):
     heads: int
     tokens: tuple[str, ...] = ("h", "w")
     dtype: DTypeLike = jnp.float32
-    implementation: str = "auto"
+    implementation: attend.Implementation = "auto"
 
     @nn.compact
     def __call__(
@@ -202,7 +187,7 @@ class SpatialTransformer(nn.Module):
     heads: int
     tokens: tuple[str, ...] = ("h", "w")
     dtype: DTypeLike = jnp.float32
-    implementation: str = "auto"
+    implementation: attend.Implementation = "auto"
 
     @nn.compact
     def __call__(
@@ -227,7 +212,7 @@ class ExpressionModule(nn.Module):
 
     heads: int
     dtype: DTypeLike = jnp.float32
-    implementation: str = "auto"
+    implementation: attend.Implementation = "auto"
 
     @nn.compact
     def __call__(self, x: Map, expression: Tokens) -> Map:
@@ -244,7 +229,7 @@ class TemporalModule(nn.Module):
 
     heads: int
     dtype: DTypeLike = jnp.float32
-    implementation: str = "auto"
+    implementation: attend.Implementation = "auto"
 
     @nn.compact
     def __call__(self, x: Map, frames: Bool[Array, "batch time"] | None = None) -> Map:
@@ -276,7 +261,7 @@ class _TwoAttentions(nn.Module):
 
     heads: int
     dtype: DTypeLike = jnp.float32
-    implementation: str = "auto"
+    implementation: attend.Implementation = "auto"
 
     @nn.compact
     def __call__(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, DTypeLike, Float, Num
 
-from geodiff_jax.models import attention, layers
+from geodiff_jax.models import attend, attention, layers
 
 Bank = Mapping[str, Float[Array, "batch _ _"]]
 """Hidden states of a reference net, by the name of the attention that reads them."""
@@ -51,7 +51,7 @@ class UNet(nn.Module):
     """Condition maps are projected, from zero, onto the first hidden map (CAP4D)."""
     remat: str | None = None
     """Which policy of `jax.checkpoint_policies` keeps memory down; None keeps all."""
-    implementation: str = "auto"
+    implementation: attend.Implementation = "auto"
     """Of attention: see `attend.attend`."""
     dtype: DTypeLike = jnp.float32
     """Of activations; parameters, norms, softmax and the result are float32."""
