@@ -161,7 +161,11 @@ def batch_shapes(config: ml_collections.ConfigDict) -> denoising.Batch:
     if video:
         own = image(config.batch, channels=3) if "encoder" in model else None
         latents = image(config.batch, channels=config.latent_channels)
-        parts["reference"] = denoiser.Reference(latents, own)
+        seen = None
+        if "context" in config:
+            shape = (config.batch, 1, config.context)
+            seen = jax.ShapeDtypeStruct(shape, jnp.float32)
+        parts["reference"] = denoiser.Reference(latents, own, seen)
     else:
         signals["reference_latents"] = image(*lead, channels=config.latent_channels)
         signals["reference_slots"] = flags(*lead)

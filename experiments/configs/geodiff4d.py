@@ -63,8 +63,11 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         "expression_modules": False,
         "temporal_modules": False,
     }
+    # One token of CLIP's, as X-NeMo's weights want it.
+    context = {"context": 768} if choice["clip"] else {}
     return ml_collections.ConfigDict(
         {
+            **context,
             "stage": choice["stage"],
             "batch": batch,
             "frames": frames,

@@ -32,7 +32,7 @@ class Reference:
     head_pose: Float[Array, "batch h w 3"] | None = None
     """The reference's own map (GeoDiff4D, Sec 3.2); None for Learn2Control."""
     context: Float[Array, "batch k d"] | None = None
-    """Tokens for its cross-attention, such as X-NeMo's embedding of the image."""
+    """Tokens for cross-attention, such as X-NeMo's embedding of the image."""
 
 
 class Denoiser(nn.Module):
@@ -80,7 +80,7 @@ class Denoiser(nn.Module):
         reads_bank: Bool[Array, " batch"] | None = None,
         driving: Float[Array, "batch view time y x 3"] | None = None,
         synthetic: Bool[Array, " batch"] | None = None,
-        context: Float[Array, "batch view time k d"] | None = None,
+        context: Float[Array, "batch k d"] | None = None,
         dropped: Bool[Array, " batch"] | None = None,
         frames: Bool[Array, "batch time"] | None = None,
         train: bool = False,
@@ -97,7 +97,7 @@ class Denoiser(nn.Module):
           driving: crops of faces in [0, 1], from which `express` makes the tokens of
             the expression; else `signals` has them.
           synthetic: whether items are rendered; real by default, as in sampling.
-          context: tokens for cross-attention, such as X-NeMo's embedding of the image.
+          context: tokens for cross-attention; the reference's by default.
           dropped: items that lose what the layout drops, for guidance.
           frames: false where a frame is padding.
           train: whether the encoder takes statistics from the batch.
@@ -108,6 +108,7 @@ class Denoiser(nn.Module):
         self._check(latents, signals, reference, bank)
         if reference is not None:
             bank = self.remember(reference)
+            context = reference.context if context is None else context
         if driving is not None:
             signals = signals.replace(
                 expression_tokens=self.express(driving, train=train)[1]
@@ -197,11 +198,11 @@ class Denoiser(nn.Module):
     def _context(
         self, context: Array | None, synthetic: Array | None, *, batch: int
     ) -> Array | None:
-        """(batch, 1, view, time, k, d): given tokens, or the one of the origin."""
+        """(batch, 1, 1, 1, k, d): given tokens, or the one of the origin."""
         if self.origin_width:
             origin = jnp.zeros(batch, bool) if synthetic is None else synthetic
-            return self.origin(origin.astype(jnp.int32))[:, None, None, None, None]
-        return None if context is None else context[:, None]
+            context = self.origin(origin.astype(jnp.int32))[:, None]
+        return None if context is None else context[:, None, None, None]
 
     def _check(
         self,
