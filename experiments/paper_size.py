@@ -77,16 +77,27 @@ def fresh(
 
 def lower(config: ml_collections.ConfigDict, platform: str) -> Any:
     """One training step for a platform that need not be there."""
-    config = ml_collections.ConfigDict(config)
-    for part in ("unet", "reference_net", "encoder"):
-        if part in config.model:
-            config.model[part].implementation = ATTENTION[platform]
-    step, arguments = step_of(config)
+    step, arguments = step_of(attending(config, ATTENTION[platform]))
     return jax.jit(step).trace(*arguments).lower(lowering_platforms=(platform,))
 
 
+def attending(
+    config: ml_collections.ConfigDict, implementation: str
+) -> ml_collections.ConfigDict:
+    """The config with another implementation of attention in all networks."""
+    config = ml_collections.ConfigDict(config)
+    for part in ("unet", "reference_net", "encoder"):
+        if part in config.model:
+            config.model[part].implementation = implementation
+    return config
+
+
 def forward_flops(config: ml_collections.ConfigDict) -> float:
-    """Operations of one forward pass of the batch, by XLA's count before it fuses."""
+    """Operations of one forward pass of the batch, by XLA's count before it fuses.
+
+    Of attention with all logits at once, since loops are counted as one turn.
+    """
+    config = attending(config, "plain")
     network = generator.network(config)
     _, (key, state, batch) = step_of(config)
 
