@@ -1,0 +1,111 @@
+"""The probability-flow ODE on diffrax's solvers, stepped over a grid of times.
+
+With sigma = noise_rate / signal_rate and y = x / signal_rate, dy/dsigma = epsilon:
+Euler's method is DDIM (Song et al. 2021, Eq. 14). Solvers are stepped inside
+`lax.scan`, as `diffrax.diffeqsolve` would gather a batch sharded over devices.
+"""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from geodiff_jax.diffusion import ddim, grids
+from geodiff_jax.diffusion import schedule as schedules
+
+
+def sample(
+    denoise: schedules.Denoise,
+    schedule: schedules.NoiseSchedule,
+    start: Float[Array, "*x"],
+    times: Int[np.ndarray, " s"],
+    *,
+    solver: diffrax.AbstractSolver,
+    trajectory: bool = False,
+) -> Float[Array, "..."]:
+    """The sample that an explicit solver's steps over `times` lead to.
+
+    Between the grid's times a solver asks for others: `denoise` gets t as a scalar
+    float. sigma is infinite where no signal is left, and zero at the end has no time:
+    the step from there and the last step are DDIM's. With `trajectory` all latents,
+    stacked in front: the start first, the sample last.
+    """
+    now, following = grids.steps(schedule, times)
+    skip = int(schedule.zero_terminal and times[0] == schedule.num_times - 1)
+
+    def straight(x: Array, index: int) -> Array:
+        t = now[index]
+        prediction = denoise(x, t.astype(sigmas.dtype))
+        return ddim.step(schedule, x, prediction, t, following[index]).astype(x.dtype)
+
+    signal, noise = schedule.rates(now, ndim=1)
+    sigmas = noise[skip:] / signal[skip:]
+    path = [start[None]]
+    if skip:
+        path.append(straight(start, 0)[None])
+    if len(times) > skip + 1:
+        x = path[-1][0]
+        path.append(_flow(denoise, schedule, x, sigmas, solver=solver))
+    if len(times) > skip:
+        path.append(straight(path[-1][-1], -1)[None])
+    return jnp.concatenate(path) if trajectory else path[-1][-1]
+
+
+def time_of_sigma(
+    schedule: schedules.NoiseSchedule, sigma: Float[Array, "*b"]
+) -> Float[Array, "*b"]:
+    """The fractional time, linear in log(sigma) between the schedule's."""
+    known, times = _log_sigmas(schedule)
+    return jnp.interp(jnp.log(sigma), known, times)
+
+
+def sigma_of_time(
+    schedule: schedules.NoiseSchedule, t: Float[Array, "*b"]
+) -> Float[Array, "*b"]:
+    """Inverse of `time_of_sigma`."""
+    known, times = _log_sigmas(schedule)
+    return jnp.exp(jnp.interp(t, times, known))
+
+
+def _log_sigmas(schedule: schedules.NoiseSchedule) -> tuple[Array, Array]:
+    """Without a last time that holds no signal: its sigma is infinite."""
+    count = schedule.num_times - int(schedule.zero_terminal)
+    log_sigmas = jnp.log(schedule.noise_rate) - jnp.log(schedule.signal_rate)
+    return log_sigmas[:count], jnp.arange(count, dtype=log_sigmas.dtype)
+
+
+def _flow(
+    denoise: schedules.Denoise,
+    schedule: schedules.NoiseSchedule,
+    x: Array,
+    sigmas: Array,
+    *,
+    solver: diffrax.AbstractSolver,
+) -> Array:
+    """The latents at all sigmas but the first."""
+
+    def slope(sigma: ArrayLike, y: Array, args: None) -> Array:
+        del args
+        sigma = jnp.asarray(sigma)
+        signal = jax.lax.rsqrt(1.0 + jnp.square(sigma))
+        x_now = (signal * y).astype(x.dtype)
+        prediction = denoise(x_now, time_of_sigma(schedule, sigma))
+        rates = (signal, sigma * signal)
+        _, epsilon = schedules.separate_at(
+            x_now, prediction, *rates, kind=schedule.prediction
+        )
+        return epsilon.astype(y.dtype)
+
+    terms = diffrax.ODETerm(slope)
+
+    def advance(carry: tuple, now: tuple[Array, Array]) -> tuple[tuple, Array]:
+        y, state = carry
+        y, _, _, state, _ = solver.step(terms, *now, y, None, state, made_jump=False)
+        return (y, state), (y * jax.lax.rsqrt(1.0 + jnp.square(now[1]))).astype(x.dtype)
+
+    y = x * jnp.sqrt(1.0 + jnp.square(sigmas[0]))
+    state = solver.init(terms, sigmas[0], sigmas[1], y, None)
+    _, path = jax.lax.scan(advance, (y, state), (sigmas[:-1], sigmas[1:]))
+    return path
