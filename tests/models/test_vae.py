@@ -150,6 +150,47 @@ def test_released_files_fill_the_full_size(layout, prefix):
     assert report == weights.Report()
 
 
+@pytest.mark.slow
+def test_full_size_agrees_with_diffusers():
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    ).eval()
+    tensors = {
+        name: named_tensors.draw(name, tuple(tensor.shape))
+        for name, tensor in theirs.state_dict().items()
+    }
+    theirs.load_state_dict({n: torch.from_numpy(x) for n, x in tensors.items()})
+    ours = vae.AutoencoderKL()
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 64, 96, 3)).astype(np.float32)
+    shapes = weights.template(ours, jnp.asarray(pixels))
+    filled, report = weights.fill(shapes, names_vae.vae_table(ours), tensors)
+    weights.demand(report)
+
+    with jax.default_matmul_precision("highest"):
+        encoded = jax.jit(functools.partial(ours.apply, method="posterior"))(
+            filled, pixels
+        )
+        decoded = jax.jit(functools.partial(ours.apply, method="decode"))(
+            filled, ours.scale * encoded.mean
+        )
+    with torch.no_grad():
+        planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+        posterior = theirs.encode(planes).latent_dist
+        expected = theirs.decode(posterior.mean).sample
+    for found, known in (
+        (encoded.mean, posterior.mean),
+        (encoded.log_variance, posterior.logvar),
+        (decoded, expected),
+    ):
+        known = known.numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(found, known, atol=2e-5)
+
+
 @settings(deadline=None, max_examples=8)
 @given(
     factor=st.sampled_from([1, 2, 4, 8]),
