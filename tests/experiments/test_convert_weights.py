@@ -1,0 +1,91 @@
+"""Weights on their way into a file of ours: complete, with their provenance."""
+
+import hashlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from geodiff_jax.models import names_unet, names_vae, unet, vae, weight_files, weights
+from tests.models import named_tensors
+
+UNET = unet.UNet(
+    channels=32, multipliers=(1, 2), blocks=1, tokens=(unet.IMAGE, ()), heads=(8, 8)
+)
+VAE = vae.AutoencoderKL(channels=32, multipliers=(1, 2), blocks=1)
+
+
+def shapes():
+    """Of both modules' variables."""
+    x = jnp.zeros((1, 1, 1, 1, 4, 4, 4))
+    context = jnp.zeros((1, 1, 1, 1, 1, 16))
+    own = weights.template(UNET, x, jnp.zeros(()), context=context)
+    return {"unet": own, "vae": weights.template(VAE, jnp.zeros((1, 8, 8, 3)))}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Stable Diffusion in diffusers' layout; half of it in half precision."""
+    path, own = tmp_path_factory.mktemp("sd15"), shapes()
+    tables = {
+        "unet": names_unet.diffusers_table(UNET),
+        "vae": names_vae.vae_table(VAE, names_vae.DIFFUSERS),
+    }
+    for name, table in tables.items():
+        tensors = named_tensors.checkpoint(table, own[name])
+        if name == "vae":
+            tensors = {key: x.astype(np.float16) for key, x in tensors.items()}
+        (path / name).mkdir()
+        file = path / name / "diffusion_pytorch_model.safetensors"
+        safetensors.numpy.save_file(tensors, file)
+    return path
+
+
+def convert(folder, output, *more):
+    command = [sys.executable, "-m", "experiments.convert_weights", "--source=sd15"]
+    return subprocess.run(
+        [*command, f"--path={folder}", f"--output={output}", *more],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_checkpoint_becomes_a_file(folder, tmp_path):
+    output = tmp_path / "sd15.safetensors"
+    done = convert(folder, output)
+    assert done.returncode == 0, done.stderr
+    variables, facts = weight_files.load(output)
+    weight_files.check(variables, shapes())
+    assert facts["source"] == "sd15" and "RAIL" in facts["licence"]
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    told = facts["modules"]["unet"]
+    assert told["files"] == {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+    made = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in told["fields"].items()
+    }
+    assert made["channels"] == 32 and made["heads"] == (8, 8)
+    # A tensor in its place, turned from [out, in] to [in, out].
+    name, path = "time_embedding.linear_1.weight", ("time1", "kernel")
+    stored = safetensors.numpy.load_file(file)[name]
+    ours = variables["unet"]["params"][path[0]][path[1]]
+    np.testing.assert_array_equal(ours, stored.T)
+
+
+def test_what_does_not_fit_is_named(folder, tmp_path):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    other = tmp_path / "sd15"
+    for name in ("unet", "vae"):
+        (other / name).mkdir(parents=True)
+    target = other / "unet" / file.name
+    safetensors.numpy.save_file(tensors | {"ema.decay": np.zeros(1)}, target)
+    (other / "vae" / file.name).write_bytes((folder / "vae" / file.name).read_bytes())
+    output = tmp_path / "out.safetensors"
+    refused = convert(other, output)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "1 unused: ema.decay" in refused.stderr and not output.exists()
+    assert convert(other, output, "--unused=ema.").returncode == 0
