@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(wildcard kernels/*.h kernels/*.cc kernels/*
 PIP := $(BIN)/python -m pip install --quiet
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow sanitize lint kernels clean
+.PHONY: demo test test-slow parity sanitize lint kernels clean
 
 demo: $(VENV)/installed kernels
 	$(BIN)/python -m experiments.create_avatar --output_dir=output/astronaut
@@ -19,6 +19,10 @@ test: $(VENV)/tested kernels
 
 test-slow: $(VENV)/tested kernels
 	$(PYTEST) -m slow
+
+# Networks at full size beside diffusers on PyTorch, in an environment of their own.
+parity: $(VENV)-parity/installed
+	$(VENV)-parity/bin/python -m pytest -m slow tests/models -k diffusers
 
 # Minutes instead of seconds under each sanitizer, and under clang's fuzzer if it is here.
 sanitize: $(VENV)/tested kernels
@@ -41,6 +45,11 @@ $(VENV)/installed: $(SOURCES)
 	# Without build isolation: jax is fetched once, and the kernels meet its own headers.
 	$(PIP) setuptools wheel "jax>=0.10,<0.12"
 	$(PIP) --no-build-isolation --editable ".[portrait]"
+	touch $@
+
+$(VENV)-parity/installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)-parity
+	$(VENV)-parity/bin/python -m pip install --quiet ".[test,parity]"
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed

@@ -231,6 +231,8 @@ setuptools.setup(
             "importlib_resources",
         ],
         "cuda13": ["jax[cuda13]>=0.10,<0.12"],
+        # For parity tests only: the library itself never needs torch.
+        "parity": ["torch==2.13.0", "diffusers==0.42.1", "transformers"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "pyright", "beartype"],
     },
     cmdclass={"build_kernels": BuildKernels, "build_py": BuildPy},
