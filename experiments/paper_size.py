@@ -25,6 +25,7 @@ from absl import app, flags
 
 from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
 from geodiff_jax.training import denoising
+from geodiff_jax.training import state as states
 
 _PAPERS = flags.DEFINE_list("papers", None, "Which papers; all by default.")
 _SIZE = flags.DEFINE_string("size", "paper", "Of the networks.")
@@ -60,7 +61,7 @@ def step_of(config: ml_collections.ConfigDict) -> tuple[Any, tuple]:
 
 def fresh(
     network: Any, batch: denoising.Batch, optimizer: optax.GradientTransformation
-) -> denoising.TrainState:
+) -> states.TrainState:
     """The state before the first step; under eval_shape, its shapes."""
     variables = network.init(
         jax.random.key(0),
@@ -72,7 +73,7 @@ def fresh(
         ),
         driving=None if batch.driving is None else jax.numpy.zeros(batch.driving.shape),
     )
-    return denoising.initial_state(variables, optimizer)
+    return states.initial_state(jax.random.key(0), variables, optimizer)
 
 
 def lower(config: ml_collections.ConfigDict, platform: str) -> Any:
@@ -101,8 +102,8 @@ def forward_flops(config: ml_collections.ConfigDict) -> float:
     network = generator.network(config)
     _, (key, state, batch) = step_of(config)
 
-    def forward(key: Any, state: denoising.TrainState, batch: denoising.Batch) -> Any:
-        variables = {"params": state.params, "batch_stats": state.statistics}
+    def forward(key: Any, state: states.TrainState, batch: denoising.Batch) -> Any:
+        variables = states.variables_of(state)
         return denoising.loss(
             key,
             network.apply,

@@ -5,6 +5,7 @@ slots of references and padded frames have no part in it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,14 @@ from geodiff_jax.diffusion import ddim
 from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import alignment, denoiser
 from geodiff_jax.render.conditioning import Conditioning
+from geodiff_jax.training import optimizer as optimizers
+from geodiff_jax.training import state as states
 
 Latents = denoiser.Latents
 Apply = Callable[..., Any]
 """`denoiser.Denoiser.apply`, or whatever takes the same."""
+TIME_BUCKETS = 4
+"""Equal parts of diffusion time whose losses are told apart."""
 
 
 @flax.struct.dataclass
@@ -57,17 +62,6 @@ class Objective:
     "up1_attention1" (GeoFace aligns its layer 10)."""
 
 
-@flax.struct.dataclass
-class TrainState:
-    """Everything that training changes."""
-
-    params: Any
-    statistics: Any
-    """Of the encoder's batch norms."""
-    optimizer: optax.OptState
-    step: Int[Array, ""]
-
-
 def loss(
     key: Key[Array, ""],
     apply: Apply,
@@ -78,7 +72,11 @@ def loss(
     objective: Objective,
     train: bool = True,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Array], dict[str, Any]]]:
-    """(loss, (figures, new statistics)): mean squared error over targets and frames."""
+    """(loss, (figures, new statistics)): mean squared error over targets and frames.
+
+    Figures are `loss` and its parts: by domain, and by part of diffusion time (0 the
+    cleanest), NaN where no item had such a time.
+    """
     noise_key, time_key, drop_key, dropout_key = jax.random.split(key, 4)
     latents = batch.latents
     # One draw for all domains, else image and normals decorrelate (001, Sec 3.2).
@@ -108,6 +106,7 @@ def loss(
     by_domain = jnp.sum(error * counted, axis=(0, 2, 3)) / jnp.maximum(total, 1)
     value = jnp.mean(by_domain)
     figures = {f"loss/domain{d}": x for d, x in enumerate(by_domain)}
+    figures |= _by_time(error, counted, t, schedule.num_times)
     if objective.alignment:
         aligned = _alignment(updated["intermediates"], batch, objective.aligned)
         figures["loss/alignment"] = aligned
@@ -139,39 +138,119 @@ def targets(batch: Batch) -> Bool[Array, "batch 1 #view #time"]:
 
 def train_step(
     key: Key[Array, ""],
-    state: TrainState,
+    state: states.TrainState,
     batch: Batch,
     *,
     apply: Apply,
     schedule: schedules.NoiseSchedule,
     optimizer: optax.GradientTransformation,
     objective: Objective,
-) -> tuple[TrainState, dict[str, Array]]:
-    """One step on one batch; jit it with all that stands after `*` bound."""
+    average: float = 0.9999,
+    accumulate: int = 1,
+    train: bool = True,
+) -> tuple[states.TrainState, dict[str, Float[Array, ""]]]:
+    """(state, figures) after one batch; jit it with all that stands after `*` bound.
 
-    def objective_of(params: Any) -> tuple[Array, tuple[dict, dict]]:
-        variables = {"params": params, "batch_stats": state.statistics}
-        return loss(key, apply, variables, schedule, batch, objective=objective)
-
-    gradient, (figures, statistics) = jax.grad(objective_of, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-    figures["gradient_norm"] = optax.tree.norm(gradient)
-    new = TrainState(
-        params=optax.apply_updates(state.params, updates),
-        statistics=statistics,
-        optimizer=optimizer_state,
-        step=state.step + 1,
+    A gradient that is not finite changes nothing but the counters. `average` and
+    `accumulate` are those of `optimizer.Settings`; `train` is that of `loss`, false
+    where the encoder rests.
+    """
+    take = functools.partial(
+        _gradient,
+        apply=apply,
+        schedule=schedule,
+        objective=objective,
+        train=train,
     )
-    return new, figures
+    if accumulate > 1:
+        take = functools.partial(_accumulated, take=take, parts=accumulate)
+    gradient, figures, statistics = take(key, state, batch)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(norm) & jnp.isfinite(figures["loss"])
+    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = optimizers.average_decay(state.step, largest=average)
+    proposed = state.replace(
+        params=params,
+        average=optax.incremental_update(params, state.average, 1.0 - decay),
+        statistics=statistics,
+        optimizer=moments,
+    )
+    state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), proposed, state)
+    failing = jnp.where(finite, 0, state.failing + 1)
+    state = state.replace(
+        step=state.step + 1, skipped=state.skipped + ~finite, failing=failing
+    )
+    return state, figures | {"gradient_norm": norm}
 
 
-def initial_state(
-    variables: dict[str, Any], optimizer: optax.GradientTransformation
-) -> TrainState:
-    """Of a module's fresh variables."""
-    params = variables["params"]
-    statistics = variables.get("batch_stats", {})
-    return TrainState(params, statistics, optimizer.init(params), jnp.zeros((), int))
+def _gradient(
+    key: Key[Array, ""],
+    state: states.TrainState,
+    batch: Batch,
+    *,
+    apply: Apply,
+    schedule: schedules.NoiseSchedule,
+    objective: Objective,
+    train: bool,
+) -> tuple[Any, dict[str, Array], Any]:
+    """(of what learns, figures, new statistics)."""
+
+    def value(params: Any) -> tuple[Array, tuple[dict, dict]]:
+        variables = states.variables_of(state.replace(params=params))
+        return loss(
+            key, apply, variables, schedule, batch, objective=objective, train=train
+        )
+
+    gradient, (figures, statistics) = jax.grad(value, has_aux=True)(state.params)
+    return gradient, figures, statistics
+
+
+def _accumulated(
+    key: Key[Array, ""],
+    state: states.TrainState,
+    batch: Batch,
+    *,
+    take: Callable[..., tuple[Any, dict[str, Array], Any]],
+    parts: int,
+) -> tuple[Any, dict[str, Array], Any]:
+    """Means over parts of the batch, all of which weigh the same."""
+
+    # Every device keeps its items: part i has each i-th of them.
+    def deal(x: Array) -> Array:
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(carry: tuple, part: tuple[Array, Batch]) -> tuple[tuple, dict[str, Array]]:
+        total, statistics = carry
+        part_key, items = part
+        gradient, figures, statistics = take(
+            part_key, state.replace(statistics=statistics), items
+        )
+        return (jax.tree.map(jnp.add, total, gradient), statistics), figures
+
+    start = jax.tree.map(jnp.zeros_like, state.params), state.statistics
+    dealt = jax.random.split(key, parts), jax.tree.map(deal, batch)
+    (total, statistics), figures = jax.lax.scan(add, start, dealt)
+    # A part without such a time says nothing of it; a loss that is NaN says it all.
+    means = {n: jnp.nanmean(x) for n, x in figures.items()}
+    means["loss"] = jnp.mean(figures["loss"])
+    return jax.tree.map(lambda x: x / parts, total), means, statistics
+
+
+def _by_time(
+    error: Float[Array, "batch domain view time"],
+    counted: Bool[Array, "batch domain view time"],
+    t: Int[Array, "..."],
+    num_times: int,
+) -> dict[str, Float[Array, ""]]:
+    bucket = jnp.broadcast_to(t * TIME_BUCKETS // num_times, error.shape)
+    figures = {}
+    for part in range(TIME_BUCKETS):
+        inside = counted & (bucket == part)
+        total = jnp.sum(inside, axis=(0, 2, 3))
+        mean = jnp.sum(error * inside, axis=(0, 2, 3)) / total  # NaN for none.
+        figures |= {f"loss/time{part}_domain{d}": x for d, x in enumerate(mean)}
+    return figures
 
 
 def _alignment(intermediates: Any, batch: Batch, name: str) -> Float[Array, ""]:

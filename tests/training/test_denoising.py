@@ -12,6 +12,8 @@ from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import alignment
 from geodiff_jax.render.conditioning import Conditioning
 from geodiff_jax.training import denoising
+from geodiff_jax.training import optimizer as optimizers
+from geodiff_jax.training import state as states
 from tests.models import settings
 
 SCHEDULE = schedules.make()
@@ -104,6 +106,113 @@ def test_times_are_drawn_for_items_or_for_views(per_view):
     assert times.min() >= 0 and times.max() < 1000
 
 
+def test_parts_of_diffusion_time_are_told_apart():
+    """Their losses, weighed by how many items have such a time, make up the whole."""
+    batch = denoising.Batch(clips(), Conditioning())
+    _, (figures, _) = linear_loss(batch)
+    time_key = jax.random.split(KEY, 4)[1]
+    times = denoising.draw_times(time_key, batch.latents, SCHEDULE)
+    counts = np.bincount(np.ravel(times) // 250, minlength=denoising.TIME_BUCKETS)
+    for domain in (0, 1):
+        parts = np.asarray(
+            [figures[f"loss/time{i}_domain{domain}"] for i in range(len(counts))]
+        )
+        np.testing.assert_array_equal(np.isnan(parts), counts == 0)
+        whole = np.nansum(parts * counts) / counts.sum()
+        np.testing.assert_allclose(whole, figures[f"loss/domain{domain}"], rtol=1e-6)
+
+
+def scaling(variables, x, t, signals, **others):
+    """A network of two parameters, one of which a later stage may train alone."""
+    del t, signals, others
+    params = variables["params"]
+    return (params["early"]["gain"] + params["late"]["gain"]) * x, {}
+
+
+@functools.partial(jax.jit, static_argnames=("accumulate",))
+def scaling_step(key, state, batch, accumulate=1):
+    return denoising.train_step(
+        key,
+        state,
+        batch,
+        apply=scaling,
+        schedule=SCHEDULE,
+        optimizer=optimizers.make(RATES),
+        objective=UNDROPPED,
+        accumulate=accumulate,
+    )
+
+
+RATES = optimizers.Settings(learning_rate=0.1)
+
+
+def scaling_state(trained=""):
+    gains = {name: {"gain": jnp.asarray(0.25)} for name in ("early", "late")}
+    optimizer = optimizers.make(RATES)
+    return states.initial_state(KEY, {"params": gains}, optimizer, trained=trained)
+
+
+def test_a_stage_trains_what_it_names_alone():
+    state = scaling_state("late")
+    assert set(state.params) == set(state.average) == {"late"}
+    assert len(jax.tree.leaves(state.optimizer)) == 4  # Two moments, two counts.
+    new, figures = scaling_step(KEY, state, denoising.Batch(clips(), Conditioning()))
+    assert new.params["late"]["gain"] != state.params["late"]["gain"]
+    assert new.resting["early"]["gain"] == 0.25
+    assert figures["gradient_norm"] > 0
+    assert set(states.variables_of(new)["params"]) == {"early", "late"}
+    with pytest.raises(ValueError, match="'temporal', got none"):
+        scaling_state("temporal")
+
+
+def test_the_average_follows_and_forgets_where_it_began():
+    state, batch = scaling_state(), denoising.Batch(clips(), Conditioning())
+    gains = [0.25]
+    expected = 0.25
+    for number in range(3):
+        state, _ = scaling_step(KEY, state, batch)
+        gains.append(float(state.params["late"]["gain"]))
+        decay = min(0.9999, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * gains[-1]
+    average = states.variables_of(state, averaged=True)["params"]["late"]["gain"]
+    np.testing.assert_allclose(average, expected, rtol=1e-6)
+    assert len(set(gains)) == 4
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_but_counts():
+    good = denoising.Batch(clips(), Conditioning())
+    bad = good.replace(latents=good.latents.at[1, 0, 0, 0, 0, 0, 0].set(jnp.nan))
+    before, _ = scaling_step(KEY, scaling_state(), good)
+    state = before
+    for _ in range(2):
+        state, figures = scaling_step(KEY, state, bad)
+        assert np.isnan(figures["loss"])
+    assert (state.step, state.skipped, state.failing) == (3, 2, 2)
+    counters = {"step": before.step, "skipped": before.skipped}
+    unchanged = state.replace(failing=before.failing, **counters)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, before)
+    state, _ = scaling_step(KEY, state, good)
+    assert (state.step, state.skipped, state.failing) == (4, 2, 0)
+
+
+def test_parts_of_a_batch_add_up_to_their_mean():
+    """Oracle: each part alone, its items dealt in turn, as one batch."""
+    state, latents = scaling_state(), clips()
+    _, together = scaling_step(
+        KEY, state, denoising.Batch(latents, Conditioning()), accumulate=2
+    )
+    losses = [
+        scaling_step(key, state, denoising.Batch(latents[i::2], Conditioning()))[1]
+        for i, key in enumerate(jax.random.split(KEY, 2))
+    ]
+    for name in ("loss", "loss/domain0"):
+        mean = np.mean([figures[name] for figures in losses])
+        np.testing.assert_allclose(together[name], mean, rtol=1e-6)
+    # The gradient is linear in one direction: norms of parts of one sign add up.
+    norm = np.mean([figures["gradient_norm"] for figures in losses])
+    np.testing.assert_allclose(together["gradient_norm"], norm, rtol=1e-5)
+
+
 def batch_of(paper):
     given = settings.inputs(paper)
     weights = None
@@ -149,7 +258,7 @@ def test_every_parameter_learns(paper):
             objective=objective,
         )
     )
-    state, first = step(KEY, denoising.initial_state(variables, optimizer), batch)
+    state, first = step(KEY, states.initial_state(KEY, variables, optimizer), batch)
     gradient = state.optimizer[0].mu  # A tenth of it, after the first step.
     still = [
         jax.tree_util.keystr(path)

@@ -1,0 +1,135 @@
+"""Where arrays lie on many devices: a mesh, and rules from names to partitions.
+
+A mesh has three axes. Batches are spread over `data` and `fsdp`; parameters and all
+that follows them (gradients, moments, averages) over `fsdp`, and layers that come in
+pairs over `tensor` too. XLA moves the arrays (Xu et al. 2021): axes are Auto, and a
+program says nowhere what is sent.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+"""Of whatever has a batch as its first axis."""
+
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+Rules = Sequence[tuple[str, PartitionSpec]]
+"""(regular expression searched in the path of a leaf, partition of its last axes); the
+first that matches counts. Paths read `params/unet/conv_in/kernel`."""
+
+
+def make_mesh(
+    shape: tuple[int, ...], *, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """A mesh of all devices, or of those given; enter it by `jax.set_mesh`.
+
+    Raises ValueError if the shape is not that of so many devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    _check_shape(shape)
+    if math.prod(shape) != len(devices):
+        raise ValueError(
+            f"Expected a mesh of {len(devices)} devices, which are here, got "
+            f"{'x'.join(map(str, shape))} = {math.prod(shape)}."
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def abstract_mesh(shape: tuple[int, ...]) -> jax.sharding.AbstractMesh:
+    """A mesh of devices that need not be there, to count and to lower for."""
+    _check_shape(shape)
+    return jax.sharding.AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != len(AXES) or min(shape) < 1:
+        raise ValueError(
+            f"Expected sizes of a mesh's axes {', '.join(AXES)}, all at least 1, got "
+            f"{'x'.join(map(str, shape))}."
+        )
+
+
+def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+    """A NamedSharding for every array or ShapeDtypeStruct of a tree.
+
+    Scalars lie everywhere. Raises ValueError for a leaf that no rule knows.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        spec = _search(path, rules) if leaf.ndim else PartitionSpec()
+        return NamedSharding(mesh, fit(spec, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _search(path: Any, rules: Rules) -> PartitionSpec:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for pattern, spec in rules:
+        if re.search(pattern, name):
+            return spec
+    raise ValueError(
+        f"Expected a rule for the partition of {name}, got none that matches; add one."
+    )
+
+
+def fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The partition of an array's last axes, as a partition of all of them that works.
+
+    A mesh axis whose size does not divide the array's axis moves to the longest one
+    that it divides, and is left out if there is none.
+    """
+    rank = len(shape)
+    wanted = [()] * (rank - len(spec)) + [_names(entry) for entry in spec]
+    if len(wanted) > rank:
+        raise ValueError(f"Expected at least {len(spec)} axes for {spec}, got {shape}.")
+    left, placed = list(shape), [[] for _ in shape]
+    for axis, names in enumerate(wanted):
+        for name in names:
+            size = mesh.shape[name]
+            others = sorted(range(rank), key=lambda a: -left[a])
+            for choice in (axis, *others):
+                if left[choice] % size == 0:
+                    left[choice] //= size
+                    placed[choice].append(name)
+                    break
+    # The mesh's own order within an axis, so that a move changes no other's layout.
+    entries = [tuple(sorted(names, key=AXES.index)) or None for names in placed]
+    return PartitionSpec(*(e[0] if e and len(e) == 1 else e for e in entries))
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def check_batch(size: int, mesh: Mesh) -> None:
+    """Raises ValueError for a batch that the mesh cannot share out evenly."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if size % parts:
+        raise ValueError(
+            f"Expected a batch that data x fsdp = {parts} devices divide, got {size}; "
+            f"make it a multiple of {parts}, or give more devices to `tensor`."
+        )
+
+
+def place_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Batches of all processes as one on the mesh; each gives its own rows."""
+    sharding = NamedSharding(mesh, BATCH)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+    )
+
+
+def bytes_per_device(tree: Any, placed: Any) -> int:
+    """What the busiest device holds of a tree of arrays or ShapeDtypeStructs."""
+    sizes = jax.tree.map(
+        lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, placed
+    )
+    return sum(jax.tree.leaves(sizes))
