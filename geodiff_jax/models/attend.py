@@ -5,14 +5,16 @@ NVIDIA GPUs, splash attention on TPUs, and two forms in plain JAX that run every
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
-Implementation = Literal["auto", "chunked", "plain"]
+Implementation = Literal["auto", "cudnn", "splash", "chunked", "plain"]
 
 _HIDDEN = -1e30
 """Logit of a key that is not seen: finite, since inf - inf is NaN."""
@@ -31,20 +33,33 @@ def attend(
     `mask` is True where a query sees a key and broadcasts to (*b, heads, q, k); a query
     that sees none gets zeros.
 
+    `implementation` is settled while tracing, and "auto" by the default backend: cuDNN
+    refuses to be traced where there is no NVIDIA GPU, so `lax.platform_dependent` is no
+    choice. To lower for another platform than the process runs on, name it.
+
+    - "plain": all logits at once; fastest while they are few.
     - "chunked": some rows of one head at a time, recomputed in the backward pass; on
       CPUs a few MB of logits, which stay in cache.
-    - "plain": all logits at once; fastest while they are few.
-    - "auto": one of these by the number of logits.
+    - "cudnn": flash attention on NVIDIA GPUs, in half precision, of head widths up to
+      128 (256 from Hopper on) that 8 divides.
+    - "splash": the Pallas kernel for TPUs. `mask` hides keys from all queries and heads
+      of an item, or nothing; on a mesh, call inside `shard_map`.
+    - "auto": cuDNN or splash where they run and take the arrays, else by the number of
+      logits.
+
+    Raises:
+      ValueError: a mask that splash does not take.
     """
     if implementation == "auto":
-        implementation = _choose(queries, keys)
-    fold = functools.partial(_fold, batch=queries.shape[:-3])
-    folded = [fold(x) for x in (queries, keys, values)]
+        implementation = _choose(queries, keys, mask)
+    batch = queries.shape[:-3]
+    queries, keys, values = (_fold(x, batch) for x in (queries, keys, values))
     if mask is not None:
-        mask = jnp.reshape(mask, (1,) * (queries.ndim - mask.ndim) + mask.shape)
-        mask = fold(mask)
-    run = {"chunked": _chunked, "plain": _plain}[implementation]
-    return run(*folded, mask).reshape(queries.shape)
+        missing = len(batch) + 3 - mask.ndim
+        mask = _fold(mask.reshape((1,) * missing + mask.shape), batch)
+    run = {"cudnn": _cudnn, "splash": _splash, "chunked": _chunked, "plain": _plain}
+    seen = run[implementation](queries, keys, values, mask)
+    return seen.reshape(*batch, *seen.shape[1:])
 
 
 def attention_weights(
@@ -62,14 +77,33 @@ def attention_weights(
     return weights / total
 
 
-def _choose(queries: Array, keys: Array) -> Implementation:
-    # 4 MB of logits: beyond it they leave the caches, and memory is the bottleneck.
-    *batch, count, heads, _ = queries.shape
-    logits = functools.reduce(int.__mul__, batch, heads) * count * keys.shape[-3]
-    return "plain" if logits <= 2**20 else "chunked"
+def _choose(queries: Array, keys: Array, mask: Array | None) -> Implementation:
+    *batch, count, heads, width = queries.shape
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", "")
+    if device.platform == "tpu" and (mask is None or _hides_keys_only(mask)):
+        return "splash"
+    half = queries.dtype in (jnp.bfloat16, jnp.float16)
+    if half and width % 8 == 0 and width <= _widest_of_cudnn(capability):
+        return "cudnn"
+    # 4 MB: beyond, logits leave the caches of a CPU, and its memory is the bottleneck.
+    few = 2**20 if device.platform == "cpu" else 2**26
+    logits = math.prod(batch) * heads * count * keys.shape[-3]
+    return "plain" if logits <= few else "chunked"
 
 
-def _fold(array: Array, *, batch: tuple[int, ...]) -> Array:
+def _widest_of_cudnn(capability: str) -> int:
+    """Heads that cuDNN takes; none (0) but on NVIDIA's GPUs, as 8.0 and not gfx942."""
+    if not capability[:1].isdigit():
+        return 0
+    return 256 if float(capability) >= 9.0 else 128
+
+
+def _hides_keys_only(mask: Array) -> bool:
+    return all(size == 1 for size in mask.shape[-3:-1])
+
+
+def _fold(array: Array, batch: tuple[int, ...]) -> Array:
     """(*b, x, y, z) to (n, x, y, z); n stays 1 where the array is one for all."""
     rest = array.shape[-3:]
     if all(size == 1 for size in array.shape[:-3]):
@@ -115,6 +149,72 @@ def _rows(
     return seen.astype(values.dtype), (top + jnp.log(total))[..., 0]
 
 
+def _cudnn(queries: Array, keys: Array, values: Array, mask: Array | None) -> Array:
+    # A mask becomes a bias, of which cuDNN wants all rows.
+    rows = None
+    if mask is not None:
+        rows = jnp.broadcast_to(
+            mask, (*mask.shape[:2], queries.shape[1], keys.shape[1])
+        )
+    seen = jax.nn.dot_product_attention(
+        queries, keys, values, mask=rows, implementation="cudnn"
+    )
+    return _without_blind_rows(seen, mask)
+
+
+def _splash(queries: Array, keys: Array, values: Array, mask: Array | None) -> Array:
+    if mask is not None and not _hides_keys_only(mask):
+        raise ValueError(
+            'Expected a mask (*b, 1, 1, keys) for "splash", got one of '
+            f'{mask.shape}; use "chunked".'
+        )
+    count, num_keys, heads = queries.shape[1], keys.shape[1], queries.shape[2]
+    rows, columns = (min(512, 128 * -(-n // 128)) for n in (count, num_keys))
+    queries, keys, values = (
+        jnp.swapaxes(
+            jnp.pad(x, [(0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)]), 1, 2
+        )
+        for x, block in ((_scaled(queries), rows), (keys, columns), (values, columns))
+    )
+    size = queries.shape[2], keys.shape[2]
+    kernel = splash_attention.make_splash_mha_single_device(
+        splash_attention.MultiHeadMask([splash_attention.FullMask(size)] * heads),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=rows,
+            block_kv=columns,
+            block_q_dkv=rows,
+            block_kv_dkv=columns,
+            use_fused_bwd_kernel=True,
+        ),
+    )
+    segments = _segments(mask, queries.shape[0], num_keys, size)
+    seen: Any = jax.vmap(kernel)(queries, keys, values, segments)
+    return _without_blind_rows(jnp.swapaxes(seen, 1, 2)[:, :count], mask)
+
+
+def _segments(
+    mask: Array | None, count: int, num_keys: int, size: tuple[int, int]
+) -> splash_attention.SegmentIds | None:
+    """Queries are of segment 1, and so are the keys that they see: not the padding."""
+    if mask is None and num_keys == size[1]:
+        return None
+    seen = jnp.ones((1, num_keys), bool) if mask is None else mask[:, 0, 0]
+    seen = jnp.pad(
+        jnp.broadcast_to(seen, (count, num_keys)), [(0, 0), (0, size[1] - num_keys)]
+    )
+    return splash_attention.SegmentIds(
+        jnp.ones((count, size[0]), jnp.int32), seen.astype(jnp.int32)
+    )
+
+
+def _without_blind_rows(seen: Array, mask: Array | None) -> Array:
+    """Zeros for queries that see no key, of which kernels make a mean of all values."""
+    if mask is None:
+        return seen
+    sighted = jnp.swapaxes(mask.any(-1, keepdims=True), 1, 2)
+    return jnp.where(sighted, seen, jnp.zeros((), seen.dtype))
+
+
 def _plain(queries: Array, keys: Array, values: Array, mask: Array | None) -> Array:
     # XLA:CPU multiplies with heads in front twice as fast, transposes included.
     queries, keys, values = (jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
@@ -123,21 +223,26 @@ def _plain(queries: Array, keys: Array, values: Array, mask: Array | None) -> Ar
 
 
 def _chunked(queries: Array, keys: Array, values: Array, mask: Array | None) -> Array:
+    count = queries.shape[1]
     queries, keys, values = (jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
-    count = queries.shape[2]
-    rows = _rows_of_a_chunk(count, keys.shape[2])
+    rows = _rows_of_a_chunk(count, keys.shape[2], math.prod(keys.shape[:2]))
     spare = [(0, 0), (0, 0), (0, -count % rows), (0, 0)]
     queries = jnp.pad(_scaled(queries), spare)
     if mask is not None and mask.shape[2] > 1:
         mask = jnp.pad(mask, spare)
-    seen = _in_chunks(rows, queries, keys, values, mask)[:, :, :count]
-    return jnp.swapaxes(seen, 1, 2)
+    seen: Any = _in_chunks(rows, queries, keys, values, mask)
+    return jnp.swapaxes(seen[:, :, :count], 1, 2)
 
 
-def _rows_of_a_chunk(count: int, num_keys: int) -> int:
-    """Rows whose logits stay in cache, spread evenly."""
-    most = max(64, min(512, 2**20 // num_keys))
-    return -(-count // -(-count // most))
+def _rows_of_a_chunk(count: int, num_keys: int, heads: int) -> int:
+    """Rows whose logits stay in a CPU's cache, or fill other devices; spread evenly."""
+    most = 2**20 // num_keys if _one_by_one() else 2**26 // (heads * num_keys)
+    return -(-count // -(-count // max(64, min(512, most))))
+
+
+def _one_by_one() -> bool:
+    """Whether heads take turns: where a single one has work for the whole device."""
+    return jax.default_backend() == "cpu"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -192,7 +297,8 @@ def _in_chunks_backward(rows: int, kept: Any, gradient: Array) -> tuple:
     arrays = queries, keys, values, mask, log_sums, delta, gradient
     found = _each_head(head, *arrays)
     inputs = queries, keys, values
-    return *(g.astype(x.dtype) for g, x in zip(found, inputs, strict=True)), None
+    cast = (g.astype(x.dtype) for g, x in zip(found, inputs, strict=True))
+    return *cast, None
 
 
 _in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)
@@ -212,22 +318,35 @@ def _split_mask(rows: int, mask: Array | None) -> Array | None:
 
 
 def _each_head(function: Callable, *arrays: Array | None) -> Any:
-    """`function` of every head of (n, heads, ...) arrays, one after the other.
-
-    Sizes of 1 broadcast, without a copy for each.
-    """
-    shapes = [x.shape[:2] for x in arrays if x is not None]
-    count, heads = (max(sizes) for sizes in zip(*shapes, strict=True))
+    """`function` of every head of (n, heads, ...) arrays; sizes of 1 broadcast."""
+    if not _one_by_one():
+        return _at_once(_at_once(function))(*arrays)
+    sizes = [x.shape[:2] for x in arrays if x is not None]
+    count, heads = max(n for n, _ in sizes), max(h for _, h in sizes)
 
     def one(index: Array) -> Any:
         place = index // heads, index % heads
-        own = [
-            x
-            if x is None
-            else x[tuple(i * (s > 1) for i, s in zip(place, x.shape[:2], strict=True))]
-            for x in arrays
-        ]
-        return function(*own)
+        return function(*(x if x is None else _own(x, place) for x in arrays))
 
     found = jax.lax.map(one, jnp.arange(count * heads))
     return jax.tree.map(lambda x: x.reshape(count, heads, *x.shape[1:]), found)
+
+
+def _own(array: Array, place: tuple[Array, Array]) -> Array:
+    axes = zip(place, array.shape[:2], strict=True)
+    return array[tuple(i if size > 1 else 0 for i, size in axes)]
+
+
+def _at_once(function: Callable) -> Callable:
+    """`function` along the arrays' first axis; sizes of 1 broadcast."""
+
+    def run(*arrays: Array | None) -> Any:
+        size = max(x.shape[0] for x in arrays if x is not None)
+        axes = [0 if x is not None and x.shape[0] == size else None for x in arrays]
+        own = [
+            x if x is None or axis == 0 else x[0]
+            for x, axis in zip(arrays, axes, strict=True)
+        ]
+        return jax.vmap(function, axes)(*own)
+
+    return run

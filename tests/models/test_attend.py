@@ -1,6 +1,9 @@
 """Attention is one function, however it is computed."""
 
 import functools
+import subprocess
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -70,3 +73,136 @@ def test_chunks_have_the_gradients_of_the_whole(shape):
     for ours, twin in zip(gradients("chunked"), gradients("plain"), strict=True):
         assert jnp.abs(twin).max() > 0.1
         np.testing.assert_allclose(ours, twin, atol=5e-6)
+
+
+def test_heads_at_once_are_heads_in_turn(monkeypatch):
+    """What other devices than CPUs run."""
+    *operands, upstream = arrays(2)
+    mask = draw_mask(MASKS["rows"])
+    run = functools.partial(attend.attend, mask=mask, implementation="chunked")
+    out, pull = jax.vjp(run, *operands)
+    monkeypatch.setattr(attend, "_one_by_one", lambda: False)
+    other, pull_other = jax.vjp(run, *operands)
+    for one, two in zip(
+        (out, *pull(upstream)), (other, *pull_other(upstream)), strict=True
+    ):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_weights_are_those_of_attention():
+    queries, keys, values, _ = arrays(2)
+    mask = draw_mask(MASKS["rows"])
+    weights = attend.attention_weights(queries, keys, mask=mask)
+    assert weights.shape == (2, 3, 70, 19) and weights.dtype == jnp.float32
+    sums = np.asarray(weights.sum(-1))
+    # Either a whole, or nothing where nothing is seen.
+    np.testing.assert_allclose(
+        sums, np.asarray(mask.any(-1)) * np.ones_like(sums), atol=1e-6
+    )
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
+    np.testing.assert_allclose(
+        out, attend.attend(queries, keys, values, mask=mask), atol=2e-6
+    )
+
+
+@pytest.mark.parametrize("implementation", ["plain", "chunked"])
+def test_half_precision_is_summed_in_float32(implementation):
+    operands = [x.astype(jnp.bfloat16) for x in arrays(2)[:3]]
+    out = attend.attend(*operands, implementation=implementation)
+    assert out.dtype == jnp.bfloat16
+    whole = attend.attend(*(x.astype(jnp.float32) for x in operands))
+    # Queries, weights and results round to 8 bits each.
+    np.testing.assert_allclose(out.astype(jnp.float32), whole, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "masked"),
+    [(256, 256, False), (300, 77, True), (512, 1100, False)],
+)
+def test_splash_lowers_for_tpus_with_its_gradient(queries, keys, masked):
+    *operands, upstream = arrays(2, queries=queries, keys=keys, heads=2, width=40)
+    mask = draw_mask((2, 1, 1, keys)) if masked else None
+
+    def both(*operands):
+        run = functools.partial(attend.attend, mask=mask, implementation="splash")
+        out, pull = jax.vjp(run, *operands)
+        return out, pull(upstream)
+
+    lowered = jax.jit(both).trace(*operands).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("tpu_custom_call") >= 2
+    out, gradients = jax.eval_shape(both, *operands)
+    for ours, theirs in zip((out, *gradients), (operands[0], *operands), strict=True):
+        assert ours.shape == theirs.shape
+
+
+def test_splash_is_attention(monkeypatch):
+    """Its kernel, interpreted: padding and masks as in the definition."""
+    kernels = attend.splash_attention
+    interpreted = functools.partial(
+        kernels.make_splash_mha_single_device, interpret=True
+    )
+    monkeypatch.setattr(kernels, "make_splash_mha_single_device", interpreted)
+    queries, keys, values, _ = arrays(2, queries=130, keys=150, heads=2, width=40)
+    mask = draw_mask((2, 1, 1, 150))
+    out = attend.attend(queries, keys, values, mask=mask, implementation="splash")
+    np.testing.assert_allclose(out, by_hand(queries, keys, values, mask), atol=2e-5)
+
+
+def test_splash_refuses_masks_that_differ_between_queries():
+    queries, keys, values, _ = arrays(2)
+    with pytest.raises(ValueError, match='use "chunked"'):
+        attend.attend(
+            queries, keys, values, mask=draw_mask((70, 19)), implementation="splash"
+        )
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "width", "queries", "masked", "expected"),
+    [
+        ("cpu", None, jnp.float32, 40, 64, False, "plain"),
+        ("cpu", None, jnp.bfloat16, 40, 4096, False, "chunked"),
+        ("gpu", "8.0", jnp.bfloat16, 40, 4096, True, "cudnn"),
+        ("gpu", "8.0", jnp.bfloat16, 160, 4096, False, "chunked"),
+        ("gpu", "9.0", jnp.bfloat16, 160, 4096, False, "cudnn"),
+        ("gpu", "9.0", jnp.float32, 40, 4096, False, "chunked"),
+        ("gpu", "9.0", jnp.bfloat16, 4, 64, False, "plain"),
+        ("gpu", "gfx942", jnp.bfloat16, 40, 4096, False, "chunked"),
+        ("tpu", None, jnp.float32, 160, 4096, False, "splash"),
+        ("tpu", None, jnp.bfloat16, 40, 4096, True, "chunked"),
+    ],
+)
+def test_the_form_fits_the_device(
+    monkeypatch, platform, capability, dtype, width, queries, masked, expected
+):
+    device = types.SimpleNamespace(platform=platform)
+    if capability:
+        device.compute_capability = capability
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    shapes = [jax.ShapeDtypeStruct((2, n, 8, width), dtype) for n in (queries, queries)]
+    mask = jax.ShapeDtypeStruct((queries, queries), bool) if masked else None
+    chosen = []
+    jax.eval_shape(lambda *x: chosen.append(attend._choose(*x)), *shapes, mask)
+    assert chosen == [expected]
+
+
+LARGE = """
+import resource
+import jax
+from geodiff_jax.models import attend
+keys = jax.random.split(jax.random.key(0), 3)
+sizes = (8192, 16384, 16384)
+operands = [jax.random.normal(k, (n, 8, 40)) for k, n in zip(keys, sizes)]
+loss = lambda *x: (attend.attend(*x) ** 2).sum()
+gradients = jax.jit(jax.grad(loss, (0, 1, 2)))(*operands)
+assert all(abs(g).max() > 1e-4 for g in gradients)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_two_joined_domains_at_full_size_fit_in_two_gigabytes():
+    """8,192 queries and a bank besides as many keys: all logits would be 4.3 GB."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 2_000_000  # Kilobytes, of the whole process.
