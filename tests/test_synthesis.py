@@ -13,6 +13,7 @@ from geodiff_jax.render import conditioning
 from tests.models import settings
 
 KEY = jax.random.key(0)
+compiled = functools.partial(jax.jit, compiler_options=settings.QUICKLY)
 CAP4D = schedules.make(
     zero_terminal=True, largest_beta=0.99, num_views=8, ends_clean=False
 )
@@ -53,7 +54,7 @@ def test_views_become_what_references_and_maps_say(scale):
     references = jnp.repeat(normal(1, 1, 1, 4, 4, 2), 3, axis=1)
     targets = cap4d_signals(6, seed=2)
     sampler = synthesis.ViewSampler(steps=10, guidance=scale, views=5, references=2)
-    found = jax.jit(
+    found = compiled(
         functools.partial(
             synthesis.views,
             denoise=denoise,
@@ -91,7 +92,7 @@ def test_clips_show_each_frame_what_it_is_told(frames):
         head_pose=normal(1, 1, 1, frames, 4, 4, 3),
         expression_tokens=normal(2, 1, 1, frames, 3, 5),
     )
-    found = jax.jit(
+    found = compiled(
         functools.partial(
             synthesis.clip,
             denoise=denoise,
@@ -118,7 +119,7 @@ def test_a_multi_view_network_samples_groups_of_views():
     variables = settings.variables(network, settings.inputs("cap4d"))
     sampler = synthesis.ViewSampler(steps=2, views=4, references=2)
     side = settings.SIDE
-    found = jax.jit(
+    found = compiled(
         functools.partial(
             synthesis.views,
             denoise=functools.partial(network.apply, variables),

@@ -58,7 +58,7 @@ class Denoiser(nn.Module):
     """Channels of the token that tells synthetic from real images (Learn2Control, Sec
     3.4), for cross-attention; 0 for none."""
 
-    def setup(self):
+    def setup(self) -> None:
         """Embeddings of what is no map."""
         start = nn.initializers.normal(LABEL_SCALE)
         if self.num_domains > 1:

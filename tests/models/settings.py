@@ -22,6 +22,8 @@ TOKENS = {
     "learn2control": IMAGE,
 }
 CROP = 32
+QUICKLY = {"xla_backend_optimization_level": 0}
+"""Compiler options: tests run a network once or twice, compiling takes the time."""
 
 
 def network(paper: str) -> denoiser.Denoiser:

@@ -43,12 +43,15 @@ CONTRACT = (
 CASES = [(row, paper) for row in CONTRACT for paper in row.papers]
 
 
+compiled = functools.partial(jax.jit, compiler_options=settings.QUICKLY)
+
+
 @functools.cache
 def prepared(paper):
     """(compiled network, variables, inputs): one compilation for all tests."""
     network = settings.network(paper)
     given = settings.inputs(paper)
-    return jax.jit(network.apply), settings.variables(network, given), given
+    return compiled(network.apply), settings.variables(network, given), given
 
 
 def changed(paper, signal, variables, given):
@@ -140,13 +143,13 @@ def test_domains_are_told_apart_by_their_labels_alone():
 def test_a_remembered_bank_is_the_reference():
     apply, variables, given = prepared("geodiff4d")
     network = settings.network("geodiff4d")
-    bank = jax.jit(lambda v, r: network.apply(v, r, method="remember"))(
+    bank = compiled(lambda v, r: network.apply(v, r, method="remember"))(
         variables, given["reference"]
     )
     banked = {k: v for k, v in given.items() if k != "reference"}
     np.testing.assert_allclose(
         apply(variables, **given),
-        jax.jit(network.apply)(variables, **banked, bank=bank),
+        compiled(network.apply)(variables, **banked, bank=bank),
         atol=1e-4,  # Two programs; the predictions are about 1.
     )
 
@@ -161,7 +164,7 @@ def test_expressions_of_crops_are_their_tokens():
         jax.random.key(1), (*lead, settings.CROP, settings.CROP, 3)
     )
 
-    @jax.jit
+    @compiled
     def both(variables):
         _, tokens = network.apply(variables, crops, method="express")
         told = given | {"signals": given["signals"].replace(expression_tokens=tokens)}
