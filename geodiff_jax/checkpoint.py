@@ -1,21 +1,29 @@
 """Pytrees of arrays on disk: thin orbax, finished whole or not at all.
 
 A checkpoint is a folder: orbax's `arrays`, and `contents.json` with the caller's own
-facts and the digest of every file, since orbax does not notice flipped bits.
+facts and the digest of every file, since orbax does not notice flipped bits. A `Series`
+is a folder of them by step, written while training goes on, by any number of processes
+that see the same disk.
 """
 
+import concurrent.futures
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from geodiff_jax.io import atomic
 
@@ -31,8 +39,7 @@ def save(
     """
     with atomic.new_folder(path) as temporary:
         _save_arrays(temporary.absolute() / "arrays", tree)
-        seal = {"metadata": dict(metadata or {}), "sha256": _digests(temporary)}
-        (temporary / _SEAL).write_text(json.dumps(seal, indent=1))
+        _seal(temporary, dict(metadata or {}))
 
 
 def restore(path: str | os.PathLike, *, template: Any = None) -> Any:
@@ -43,11 +50,184 @@ def restore(path: str | os.PathLike, *, template: Any = None) -> Any:
     tuples come back as dicts and lists. Raises ValueError for a damaged folder.
     """
     folder = pathlib.Path(path)
+    _check_intact(folder)
+    return _restore_arrays(folder, template)
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The facts that were saved beside the arrays."""
+    return _read_seal(pathlib.Path(path))["metadata"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a series had kept."""
+
+    step: int
+    tree: Any
+    metadata: dict[str, Any]
+    own: list[Any]
+    """What each process had added, in their order."""
+
+
+class Series:
+    """Checkpoints of a run by step, of which the newest are kept.
+
+    A save that fails is said on stderr and costs nothing that was there before.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 3) -> None:
+        self._folder = pathlib.Path(folder)
+        self._keep = keep
+        self._checkpointer = ocp.StandardCheckpointer()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future | None = None
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        own: Any = None,
+    ) -> None:
+        """Returns as soon as the arrays are copied; the disk gets them meanwhile.
+
+        All processes call it together. `metadata` is that of process 0, `own` what each
+        process adds; both are anything that JSON knows. Waits for the save before.
+        """
+        self.wait()
+        contents = {"metadata": dict(metadata or {}), "own": _gather(own)}
+        target = self._folder / f"{step:08d}"
+        if jax.process_index() == 0:
+            # Of a run that was killed in this save, or found it damaged.
+            shutil.rmtree(target, ignore_errors=True)
+        _synchronize(f"clear {target}")
+        with _told_on_stderr(target):
+            if jax.process_index() == 0:
+                target.mkdir(parents=True)
+            with _plain_errors():
+                self._checkpointer.save(target.absolute() / "arrays", tree)
+            self._pending = self._thread.submit(self._finish, target, contents)
+
+    def wait(self) -> None:
+        """Until the last save is on disk, or failed and said so."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def close(self) -> None:
+        """Waits, and lets go of threads."""
+        self.wait()
+        self._thread.shutdown()
+        self._checkpointer.close()
+
+    def restore(self, template: Any) -> Found | None:
+        """The newest intact checkpoint, as in `restore`; None if none was finished.
+
+        Says on stderr which damaged ones it passes over. Raises ValueError if all are
+        damaged, or for the newest of another configuration.
+        """
+        step = self._newest_intact()
+        if step < 0:
+            return None
+        folder = self._folder / f"{step:08d}"
+        contents = read_metadata(folder)
+        tree = _restore_arrays(folder, template)
+        return Found(step, tree, contents["metadata"], contents["own"])
+
+    def _newest_intact(self) -> int:
+        """Its step, the same for all processes; -1 for none."""
+        if jax.process_count() == 1:
+            return self._search()
+        step = np.int32(self._search() if jax.process_index() == 0 else -1)
+        return int(multihost_utils.broadcast_one_to_all(step))
+
+    def _search(self) -> int:
+        finished = [path for path in self._steps() if (path / _SEAL).exists()]
+        for folder in finished:
+            try:
+                _check_intact(folder)
+                return int(folder.name)
+            except ValueError as error:
+                print(f"{error} Passed over.", file=sys.stderr, flush=True)
+        if finished:
+            raise ValueError(
+                f"Expected an intact checkpoint in {self._folder}, got "
+                f"{len(finished)} damaged ones; remove the folder to start anew."
+            )
+        return -1
+
+    def _steps(self) -> list[pathlib.Path]:
+        """Folders of all steps, finished or not, the newest first."""
+        folders = self._folder.glob("[0-9]*")
+        return sorted(folders, key=lambda p: int(p.name), reverse=True)
+
+    def _finish(self, target: pathlib.Path, contents: dict[str, Any]) -> None:
+        """In a thread: what makes a checkpoint of the arrays."""
+        with _told_on_stderr(target):
+            with _plain_errors():
+                self._checkpointer.wait_until_finished()
+            if jax.process_index() == 0:
+                _seal(target, contents)
+                self._prune()
+
+    def _prune(self) -> None:
+        finished = [path for path in self._steps() if (path / _SEAL).exists()]
+        for folder in set(self._steps()) - set(finished[: self._keep]):
+            # First the seal: half a folder must not pass for a damaged checkpoint.
+            (folder / _SEAL).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told_on_stderr(target: pathlib.Path) -> Iterator[None]:
+    """A failed save is removed and told, and nothing else."""
+    try:
+        yield
+    except OSError as error:
+        shutil.rmtree(target, ignore_errors=True)
+        print(
+            f"Cannot save {target}: {error.strerror or error}. Going on; the "
+            "checkpoint before it stays.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _synchronize(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _gather(own: Any) -> list[Any]:
+    """What every process has, to all of them."""
+    if jax.process_count() == 1:
+        return [own]
+    text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: text.size] = text
+    texts = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(bytes(row[:size])) for row, size in zip(texts, sizes, strict=True)
+    ]
+
+
+def _seal(folder: pathlib.Path, metadata: dict[str, Any]) -> None:
+    seal = {"metadata": metadata, "sha256": _digests(folder)}
+    atomic.write_text(folder / _SEAL, json.dumps(seal, indent=1))
+
+
+def _check_intact(folder: pathlib.Path) -> None:
     if _digests(folder) != _read_seal(folder).get("sha256"):
         raise ValueError(
             f"Expected an intact checkpoint at {folder}, got files that differ from "
             "what was saved; remove the folder to make it anew."
         )
+
+
+def _restore_arrays(folder: pathlib.Path, template: Any) -> Any:
     arrays = folder.absolute() / "arrays"
     with ocp.StandardCheckpointer() as checkpointer:
         if template is None:
@@ -58,18 +238,19 @@ def restore(path: str | os.PathLike, *, template: Any = None) -> Any:
         return checkpointer.restore(arrays, abstract)
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The facts that were saved beside the arrays."""
-    return _read_seal(pathlib.Path(path))["metadata"]
-
-
 def _save_arrays(path: pathlib.Path, tree: Any) -> None:
+    with _plain_errors(), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What orbax raises for the disk's failures as OSError, without its own log."""
     # Orbax logs the trace of what it raises too; its caller will say it in a sentence.
     logger = logging.getLogger("absl")
     logger.addFilter(_carries_no_trace)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, tree)
+        yield
     except ValueError as error:
         # TensorStore reports a full disk as a ValueError with the number in its text.
         code = re.search(r"os_error_code='(\d+)'", str(error))
@@ -122,10 +303,17 @@ def _check_agreement(
     stored: Mapping[str, str], template: Any, folder: pathlib.Path
 ) -> None:
     wanted = _signature(template)
-    for name in sorted(wanted.keys() | stored.keys()):
-        expected, found = wanted.get(name, "nothing"), stored.get(name, "nothing")
-        if expected != found:
-            raise ValueError(
-                f"Expected {expected} as {name} in the checkpoint {folder}, got "
-                f"{found}; it was saved by another configuration."
-            )
+    differing = [
+        name
+        for name in sorted(wanted.keys() | stored.keys())
+        if wanted.get(name) != stored.get(name)
+    ]
+    if differing:
+        first, *others = differing
+        more = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise ValueError(
+            f"Expected {wanted.get(first, 'nothing')} as {first} in the checkpoint "
+            f"{folder}, got {stored.get(first, 'nothing')}; it was saved by another "
+            "configuration"
+            + (f" ({len(others)} more differ: {more})." if more else ".")
+        )

@@ -25,7 +25,7 @@ first that matches counts. Paths read `params/unet/conv_in/kernel`."""
 
 
 def make_mesh(
-    shape: tuple[int, ...], *, devices: Sequence[jax.Device] | None = None
+    shape: tuple[int, ...], *, devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
     """A mesh of all devices, or of those given; enter it by `jax.set_mesh`.
 

@@ -117,3 +117,108 @@ def test_full_disk_is_one_sentence_and_keeps_the_old_checkpoint(tmp_path, caplog
     assert not caplog.records
     assert (checkpoint.restore(tmp_path / "state")["a"] == 1).all()
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+def states(count: int) -> list[dict[str, jax.Array]]:
+    rng = np.random.default_rng(0)
+    return [{"a": jnp.asarray(rng.normal(size=3000))} for _ in range(count)]
+
+
+def series_of(folder: pathlib.Path, kept: list, *, keep: int = 3) -> None:
+    series = checkpoint.Series(folder, keep=keep)
+    for step, state in enumerate(kept):
+        series.save(10 * step, state, metadata={"step": step}, own={"next": step})
+    series.close()
+
+
+def newest(folder: pathlib.Path) -> checkpoint.Found | None:
+    series = checkpoint.Series(folder)
+    found = series.restore(states(1)[0])
+    series.close()
+    return found
+
+
+def test_a_series_keeps_the_newest(tmp_path):
+    kept = states(4)
+    series_of(tmp_path / "run", kept, keep=2)
+    found = newest(tmp_path / "run")
+    assert (found.step, found.metadata, found.own) == (30, {"step": 3}, [{"next": 3}])
+    np.testing.assert_array_equal(found.tree["a"], kept[3]["a"])
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "00000020",
+        "00000030",
+    ]
+    alone = checkpoint.restore(tmp_path / "run" / "00000020", template=kept[0])
+    np.testing.assert_array_equal(alone["a"], kept[2]["a"])
+
+
+def test_what_is_saved_is_the_state_of_that_moment(tmp_path):
+    """The step after it gives the state's buffers away."""
+    give_away = jax.jit(
+        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0
+    )
+    state = {"a": jnp.zeros(300_000)}
+    series = checkpoint.Series(tmp_path)
+    series.save(1, state)
+    for _ in range(5):
+        state = give_away(state)
+    series.wait()
+    found = series.restore(state)
+    series.close()
+    assert (found.tree["a"] == 0).all()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "unsealed"])
+def test_the_step_before_a_damaged_one_is_found(tmp_path, capsys, damage):
+    kept = states(2)
+    series_of(tmp_path, kept)
+    victim = largest_array_file(tmp_path / "00000010")
+    if damage == "unsealed":  # Killed before it was finished, so nothing to tell.
+        (tmp_path / "00000010" / "contents.json").unlink()
+    else:
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content if damage == "flip" else content[:-7])
+    found = newest(tmp_path)
+    assert found.step == 0
+    np.testing.assert_array_equal(found.tree["a"], kept[0]["a"])
+    assert ("00000010" in capsys.readouterr().err) == (damage != "unsealed")
+    series_of(tmp_path, kept)  # Saves over it.
+    assert newest(tmp_path).step == 10
+
+
+def test_a_series_without_an_intact_step_is_refused_unless_it_never_had_one(tmp_path):
+    assert newest(tmp_path / "none") is None
+    series_of(tmp_path / "run", states(1))
+    largest_array_file(tmp_path / "run" / "00000000").unlink()
+    with pytest.raises(ValueError, match="got 1 damaged ones"):
+        newest(tmp_path / "run")
+
+
+def test_another_configuration_is_no_reason_to_go_back(tmp_path):
+    series_of(tmp_path, states(2))
+    series = checkpoint.Series(tmp_path)
+    with pytest.raises(ValueError, match=r"as a in the .*00000010.*1 more differ: b\)"):
+        series.restore({"b": jnp.zeros(3)})
+    series.close()
+
+
+def test_a_full_disk_is_told_and_the_last_good_step_stays(tmp_path, capsys, caplog):
+    noise = np.random.default_rng(0).random(100_000).astype(np.float32)
+    series = checkpoint.Series(tmp_path)
+    small = {"a": jnp.ones(2)}
+    series.save(1, small)
+    series.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        series.save(2, {"a": jnp.asarray(noise)})
+        series.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "Cannot save" in capsys.readouterr().err and not caplog.records
+    assert [p.name for p in tmp_path.iterdir()] == ["00000001"]
+    series.save(3, small)  # There is space again.
+    assert series.restore(small).step in (1, 3)
+    series.close()
+    assert (tmp_path / "00000003" / "contents.json").exists()
