@@ -57,9 +57,9 @@ def karras(
     """The times nearest (in log) to sigmas evenly spaced in sigma^(1/rho), descending.
 
     sigma is noise_rate / signal_rate. Karras et al. 2022 (EDM), Eq. 5 and Table 1;
-    Stable Diffusion's own largest is 14.6. Times that would coincide near 0 move apart
-    to the next free ones. Where the schedule's last time holds no signal, sampling
-    starts there and the spacing begins at the second time.
+    Stable Diffusion's own largest is 14.6. Times that would coincide move apart to the
+    next free ones. Where the schedule's last time holds no signal, sampling starts
+    there and the spacing begins at the second time.
     """
     _check_count(num_steps, schedule.num_times)
     finite = schedule.num_times - int(schedule.zero_terminal)
@@ -67,10 +67,11 @@ def karras(
     sigmas = np.asarray(schedule.noise_rate, np.float64)[:finite] / np.sqrt(alpha_bar)
     largest = min(sigmas[-1], largest_sigma)
     count = num_steps - int(schedule.zero_terminal)
-    wanted = np.linspace(sigmas[0] ** (1 / rho), largest ** (1 / rho), count) ** rho
-    nearest = np.interp(np.log(wanted), np.log(sigmas), np.arange(finite)).round()
+    wanted = np.linspace(largest ** (1 / rho), sigmas[0] ** (1 / rho), count)[::-1]
+    places = np.interp(rho * np.log(wanted), np.log(sigmas), np.arange(finite))
     order = np.arange(count)
-    times = (np.maximum.accumulate(nearest - order) + order).astype(np.int64)
+    apart = np.maximum.accumulate(places.round() - order) + order
+    times = np.minimum(apart, finite - count + order).astype(np.int64)
     if schedule.zero_terminal:
         times = np.append(times, finite)
     return _descending(times, schedule.num_times)
@@ -84,16 +85,11 @@ def steps(
     Raises:
       ValueError: times do not descend or are not the schedule's.
     """
-    descends = (np.diff(times) < 0).all()
-    if (
-        not times.size
-        or not descends
-        or times[0] >= schedule.num_times
-        or times[-1] < 0
-    ):
+    bounded = np.concatenate([[schedule.num_times], times, [-1]])
+    if not times.size or not (np.diff(bounded) < 0).all():
         raise ValueError(
             f"Expected times that descend within [0, {schedule.num_times}), got "
-            f"{times}; take a grid made for this schedule."
+            f"{np.array2string(times, threshold=8)}; take a grid of this schedule."
         )
     ends = np.append(times[1:], -1)
     return jnp.asarray(times, jnp.int32), jnp.asarray(ends, jnp.int32)

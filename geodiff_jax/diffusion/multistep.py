@@ -1,4 +1,22 @@
-"""DPM-Solver++(2M): a second-order sampler for one evaluation a step."""
+"""DPM-Solver++(2M): a second-order sampler for one evaluation a step.
+
+Root mean square distance from the converged probability flow on mixtures of 8 Gaussians
+in 16 dimensions, Stable Diffusion's schedule (`python -m tests.diffusion.mixture`)::
+
+    evaluations         6     10     15     25
+    DDIM leading    0.196  0.138  0.100  0.068
+    DDIM trailing   0.210  0.150  0.110  0.075
+    DDIM karras     0.250  0.159  0.116  0.079
+    Heun karras     1.495  0.281  0.084  0.029
+    2M leading      0.214  0.106  0.064  0.038
+    2M trailing     0.159  0.096  0.060  0.033
+    2M karras       0.164  0.074  0.042  0.017
+
+From the last time on, 10 steps over Karras sigmas reach what 25 of DDIM do; leading
+grids leave out the noisiest times, and there it takes 11. The tighter and farther
+apart the clusters, the more do single points that end in another one count, and the
+less does the order of a sampler.
+"""
 
 from typing import Any
 

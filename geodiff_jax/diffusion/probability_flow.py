@@ -27,18 +27,17 @@ def sample(
 ) -> Float[Array, "..."]:
     """The sample that an explicit solver's steps over `times` lead to.
 
-    Between the grid's times a solver asks for others: `denoise` gets t as a scalar
-    float. sigma is infinite where no signal is left, and zero at the end has no time:
-    the step from there and the last step are DDIM's. With `trajectory` all latents,
+    A solver also asks for times between the grid's, so it gives `denoise` scalar
+    floats. sigma is infinite where no signal is left, and zero at the end has no time:
+    the step from there and the last step are DDIM's, at integer times. With `trajectory` all latents,
     stacked in front: the start first, the sample last.
     """
     now, following = grids.steps(schedule, times)
     skip = int(schedule.zero_terminal and times[0] == schedule.num_times - 1)
 
     def straight(x: Array, index: int) -> Array:
-        t = now[index]
-        prediction = denoise(x, t.astype(sigmas.dtype))
-        return ddim.step(schedule, x, prediction, t, following[index]).astype(x.dtype)
+        t, next_t = now[index], following[index]
+        return ddim.step(schedule, x, denoise(x, t), t, next_t).astype(x.dtype)
 
     signal, noise = schedule.rates(now, ndim=1)
     sigmas = noise[skip:] / signal[skip:]

@@ -67,16 +67,11 @@ def draw_groups(
             f"add {-num_targets % group} or change references_per_pass."
         )
 
-    def one(key: Array) -> tuple[Array, Array]:
-        key, own = jax.random.split(key)
-        targets = jax.random.permutation(key, num_targets).reshape(-1, group)
-        keys = jax.random.split(own, len(targets))
-        shuffled = jax.vmap(jax.random.permutation, in_axes=(0, None))(
-            keys, num_references
-        )
-        return shuffled[:, :references_per_pass], targets
-
-    references, targets = jax.vmap(one)(jax.random.split(key, num_steps))
+    target_key, reference_key = jax.random.split(key)
+    targets = _shuffles(target_key, (num_steps, num_targets))
+    targets = targets.reshape(num_steps, -1, group)
+    references = _shuffles(reference_key, (*targets.shape[:2], num_references))
+    references = references[..., :references_per_pass]
     return Groups(references=references, targets=targets)
 
 
@@ -214,3 +209,8 @@ def _predict_groups(denoise: GroupDenoise, x: Array, t: Array, groups: Groups) -
     grouped = jax.lax.map(one, (groups.references, groups.targets))
     shuffled = jnp.moveaxis(grouped, 0, VIEW).reshape(x.shape)
     return jnp.take(shuffled, jnp.argsort(groups.targets.reshape(-1)), axis=VIEW)
+
+
+def _shuffles(key: Key[Array, ""], shape: tuple[int, ...]) -> Int[Array, "..."]:
+    """Independent random orders along the last axis."""
+    return jnp.argsort(jax.random.uniform(key, shape), axis=-1)
