@@ -60,18 +60,33 @@ def _line_per_tenth(title: str, total: int) -> Advance:
 
 
 class Log:
-    """Scalars and images of a run: a line of JSON each, and TensorBoard if asked."""
+    """Scalars and images of a run: a line of JSON each, and TensorBoard if asked.
 
-    def __init__(self, folder: str | os.PathLike, *, tensorboard: bool = False) -> None:
+    A run that goes on from a step gives it as `after`: what an earlier one had noted
+    beyond it will be noted again, and is dropped.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        tensorboard: bool = False,
+        after: int | None = None,
+    ) -> None:
         self._folder = pathlib.Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (self._folder / "log.jsonl").open("a", encoding="utf-8")
+        path = self._folder / "log.jsonl"
+        if after is not None and path.exists():
+            _cut(path, after=after)
+        self._lines = path.open("a", encoding="utf-8")
         self._writer = None
         if tensorboard:
             # Takes a second to import, and most runs do without.
             import tensorboardX
 
-            self._writer = tensorboardX.SummaryWriter(str(self._folder))
+            self._writer = tensorboardX.SummaryWriter(
+                str(self._folder), purge_step=None if after is None else after + 1
+            )
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Records numbers; reading them off a device waits for it, so do it rarely."""
@@ -92,6 +107,18 @@ class Log:
         self._lines.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _cut(path: pathlib.Path, *, after: int) -> None:
+    """Drops later steps, and a line that someone was killed in."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError, KeyError):
+            if json.loads(line)["step"] <= after:
+                kept.append(line + "\n")
+    shorter = path.with_suffix(".unfinished")
+    shorter.write_text("".join(kept), encoding="utf-8")
+    shorter.replace(path)
 
 
 def manifest(*, config: Mapping[str, Any] | None = None) -> dict[str, Any]:

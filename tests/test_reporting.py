@@ -55,6 +55,21 @@ def test_log_keeps_a_line_per_call(tmp_path):
     ]
 
 
+def test_a_run_that_goes_on_drops_what_it_will_note_again(tmp_path):
+    log = reporting.Log(tmp_path)
+    for step in (1, 2, 3):
+        log.scalars(step, {"loss": step})
+    log.close()
+    path = tmp_path / "log.jsonl"
+    path.write_text(path.read_text() + '{"step": 4, "lo')  # Killed while it wrote.
+    log = reporting.Log(tmp_path, after=2)
+    log.scalars(3, {"loss": 0})
+    log.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 0)]
+    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
+
+
 def test_log_feeds_tensorboard_if_asked(tmp_path):
     log = reporting.Log(tmp_path, tensorboard=True)
     log.scalars(1, {"loss": 1.0})

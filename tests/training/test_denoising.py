@@ -15,6 +15,7 @@ from geodiff_jax.training import denoising
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 from tests.models import settings
+from tests.training import toy
 
 SCHEDULE = schedules.make()
 KEY = jax.random.key(3)
@@ -122,20 +123,13 @@ def test_parts_of_diffusion_time_are_told_apart():
         np.testing.assert_allclose(whole, figures[f"loss/domain{domain}"], rtol=1e-6)
 
 
-def scaling(variables, x, t, signals, **others):
-    """A network of two parameters, one of which a later stage may train alone."""
-    del t, signals, others
-    params = variables["params"]
-    return (params["early"]["gain"] + params["late"]["gain"]) * x, {}
-
-
 @functools.partial(jax.jit, static_argnames=("accumulate",))
 def scaling_step(key, state, batch, accumulate=1):
     return denoising.train_step(
         key,
         state,
         batch,
-        apply=scaling,
+        apply=toy.scaling,
         schedule=SCHEDULE,
         optimizer=optimizers.make(RATES),
         objective=UNDROPPED,
