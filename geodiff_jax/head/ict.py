@@ -103,7 +103,7 @@ def load(folder: str | os.PathLike) -> head_model.HeadModel:
         faces=jnp.asarray(faces.astype(np.int32)),
         uv=_float32(uv),
         uv_faces=jnp.asarray(uv_faces.astype(np.int32)),
-        landmarks=ict_regions.vertex_embedding(files.marks, faces),
+        landmarks=ict_regions.mark_embedding(template, faces, files.marks),
         irises=ict_regions.iris_embedding(template, faces, rig.joints[3:], irises),
         regions={name: jnp.asarray(mask) for name, mask in regions.items()},
         identity_names=tuple(files.identities),

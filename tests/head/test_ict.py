@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geodiff_jax.head import ict, ict_rig, landmarks
+from geodiff_jax.head import ict, ict_regions, ict_rig, landmarks
 from geodiff_jax.head import model as head_model
 from geodiff_jax.render import mesh_rasterizer
 from tests.head import ict_data
@@ -226,6 +226,22 @@ def test_landmarks_are_mirror_images(head):
     assert np.linalg.norm(mirrored - marks, axis=1).max() < 1e-5  # As the files are.
     assert marks[16, 0] > 0.05 and marks[45, 0] > marks[42, 0] > 0  # Left is x > 0.
     assert (np.diff(marks[[27, 30, 33, 51, 57, 8], 1]) < 0).all()
+
+
+def test_marks_lie_on_the_skin_where_they_are_detected(folder, head):
+    """As far from the files' marks, seen from the front, as the table says."""
+    vertices = json.loads((folder / "vertex_indices.json").read_text())
+    before = template(head)[vertices["idx_to_landmark_verts"]]
+    moved = points(head, head.landmarks, template(head)) - before
+    for mark in range(68):
+        aside, up = ict_regions.DETECTED.get(mark, (0.0, 0.0))
+        twin = landmarks.IBUG_MIRROR[mark]
+        if twin in ict_regions.DETECTED and twin != mark:
+            aside, up = ict_regions.DETECTED[twin] * np.array([-1.0, 1.0])
+        np.testing.assert_allclose(1e3 * moved[mark, :2], (aside, up), atol=0.01)
+    assert np.abs(moved[:, 2]).max() < 0.006  # From the bridge of the nose upwards.
+    faces = np.asarray(head.faces)[np.asarray(head.landmarks.faces)]
+    assert faces.max() < ict_rig.FACE.stop
 
 
 def test_weights_are_shares(head):
