@@ -1,36 +1,33 @@
 // Mesh rasterizer for CPUs: the nearest face under every pixel centre.
 //
-// The image is cut into bands of rows. Faces are binned into the bands that
-// they touch, in ascending order, and each band is drawn by one thread, so a
-// later face replaces an earlier one only if it is strictly nearer. Weights and
-// depth of the pixels are a kernel of their own, which follows mesh_rasterizer.py
-// term by term: its jnp gives the gradients.
+// The image is cut into bands of rows, and each band is drawn by one thread, which
+// looks for the faces that reach it in ascending order: a later face replaces an
+// earlier one only if it is strictly nearer. Weights and depth of the pixels are a
+// kernel of their own.
 
 #include <algorithm>
 #include <limits>
-#include <vector>
 
 #include "batch.h"
+#include "mesh_faces.h"
+#include "mesh_weights.h"
 #include "parallel.h"
 #include "scratch.h"
-#include "simd.h"
-#include "triangle.h"
+#include "simd_doubles.h"
 
 namespace geodiff {
 namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int64_t kBandRows = 16;
-constexpr int64_t kFacesPerTask = 1024;
-constexpr float kSliver = 1e-4f;  // Square pixels; as in mesh_rasterizer.py.
+constexpr int64_t kBandRows = 32;
+constexpr int64_t kFacesPerTask = 1024;  // A multiple of kLanes.
+constexpr int kWideBox = 6 * kDoubles;  // Columns; see DrawFace.
 
 struct MeshWorkspace {
-  Scratch<Triangle> triangles;
-  Scratch<uint8_t> drawn;   // Per face.
-  Scratch<int32_t> binned;  // Faces, band by band.
-  Scratch<float> depth;     // Of a band, per worker.
-  Scratch<int32_t> face;    // The same.
+  Scratch<float> first_row, last_row;  // Per face.
+  Scratch<float> depth;                // Of a band, per worker.
+  Scratch<int32_t> face;               // The same.
 };
 
 Pool<MeshWorkspace>& MeshWorkspaces() {
@@ -38,205 +35,191 @@ Pool<MeshWorkspace>& MeshWorkspaces() {
   return *pool;
 }
 
-// Rows of the image while they are drawn; `stride` leaves room for a vector behind each.
+// Rows of the image while they are drawn; `stride` leaves room for a register behind
+// each.
 struct Band {
   int64_t row_begin, row_end, stride;
   float* depth;
   int32_t* face;
 };
 
-// Keeps the nearer of some pixels and of a face that covers them in part.
-inline void KeepNearest(D inverse_depth, DoubleMask covered, int32_t id, float* depth,
-                        int32_t* face) {
-  const HalfF z = __builtin_convertvector(1.0 / inverse_depth, HalfF);
-  const HalfF old_depth = LoadAs<HalfF>(depth);
-  const HalfMask old_face = LoadAs<HalfMask>(face);
-  const HalfMask nearer = __builtin_convertvector(covered, HalfMask) & (z < old_depth);
-  const HalfF new_depth = nearer ? z : old_depth;
-  const HalfMask new_face = nearer ? HalfMask{} + id : old_face;
-  __builtin_memcpy(depth, &new_depth, sizeof(new_depth));
-  __builtin_memcpy(face, &new_face, sizeof(new_face));
+// What drawing needs of some faces within a band.
+struct Batch {
+  // Edge i lies opposite corner i, its value is >= bias inside. Values at the first
+  // pixel, and how they grow from one pixel to the next.
+  double edge[3][kDoubles], right[3][kDoubles], down[3][kDoubles], bias[3][kDoubles];
+  double inverse_area[kDoubles];  // Of the sum of the three edge values.
+  double z[3][kDoubles], inverse_z[3][kDoubles];
+  // The bounding box; rows count from the band's first.
+  double column[kDoubles], columns[kDoubles], row[kDoubles], rows[kDoubles];
+};
+
+void SetUpBatch(const Faces& f, const Band& band, Batch* batch) {
+  const D none = SetDoubles(0.0), one = SetDoubles(1.0);
+  const D half = SetDoubles(kSubpixels / 2), pixel = SetDoubles(kSubpixels);
+  const D band_begin = SetDoubles(static_cast<double>(band.row_begin));
+  const D band_last = SetDoubles(static_cast<double>(band.row_end - 1));
+  const D row = Max(f.row_begin, band_begin);
+  StoreDoubles(batch->column, f.column_begin);
+  StoreDoubles(batch->columns, f.column_end - f.column_begin + one);
+  StoreDoubles(batch->row, row - band_begin);
+  StoreDoubles(batch->rows, Min(f.row_end, band_last) - row + one);
+  const D x = f.column_begin * pixel + half, y = row * pixel + half;
+  const D sign = Select(Less(none, f.area), one, none - one);
+  StoreDoubles(batch->inverse_area, one / (f.area * sign));
+  for (int i = 0; i < 3; ++i) {
+    const int from = (i + 1) % 3, to = (i + 2) % 3;
+    const D dx = sign * (f.x[to] - f.x[from]), dy = sign * (f.y[to] - f.y[from]);
+    StoreDoubles(batch->edge[i], dx * (y - f.y[from]) - dy * (x - f.x[from]));
+    StoreDoubles(batch->right[i], none - dy * pixel);
+    StoreDoubles(batch->down[i], dx * pixel);
+    // Pixels on an edge belong to the face below or to the right of it.
+    const D level = Select(Less(none, dx), none, one);
+    const D falling = Select(Less(none, dy), one, level);
+    StoreDoubles(batch->bias[i], Select(Less(dy, none), none, falling));
+    StoreDoubles(batch->z[i], f.z[i]);
+    StoreDoubles(batch->inverse_z[i], one / f.z[i]);
+  }
 }
 
-// Edge values are integers below 2^50: doubles hold them exactly.
-void DrawFace(const Triangle& t, int32_t id, const Band& band) {
-  const int64_t first = std::max<int64_t>(t.row_begin, band.row_begin);
-  const int64_t last = std::min<int64_t>(t.row_end, band.row_end - 1);
-  D row_start[3], right[3], down[3], bias[3];
+// Draws number `n` of a batch, column of registers by column. `kFlat` faces have the same
+// depth at all corners, and therefore everywhere: rounding to float takes away what
+// doubles leave of a difference. In `kWide` boxes, registers that the face misses are
+// skipped; in others, drawing them in vain costs less than a mispredicted branch.
+template <bool kFlat, bool kWide>
+void DrawFace(const Batch& batch, int n, int32_t id, const Band& band) {
+  D strip[3], across[3], down[3], bias[3], inverse_z[3];
+  double lane[kDoubles];
+  for (int k = 0; k < kDoubles; ++k) lane[k] = k;
+  D lanes;
+  std::memcpy(&lanes, lane, sizeof(lanes));
   for (int i = 0; i < 3; ++i) {
-    const double step = static_cast<double>(t.a[i] * kSubpixels);
-    const double start = static_cast<double>(EdgeAt(t, i, t.column_begin, first));
-    for (int k = 0; k < kDoubles; ++k) row_start[i][k] = start + k * step;
-    right[i] = SetDoubles(kDoubles * step);
-    down[i] = SetDoubles(static_cast<double>(t.b[i] * kSubpixels));
-    bias[i] = SetDoubles(static_cast<double>(t.bias[i]));
+    const D right = SetDoubles(batch.right[i][n]);
+    strip[i] = SetDoubles(batch.edge[i][n]) + lanes * right;
+    across[i] = right * SetDoubles(kDoubles);
+    down[i] = SetDoubles(batch.down[i][n]);
+    bias[i] = SetDoubles(batch.bias[i][n]);
+    inverse_z[i] = SetDoubles(batch.inverse_z[i][n]);
   }
-  float* depth = band.depth + (first - band.row_begin) * band.stride;
-  int32_t* face = band.face + (first - band.row_begin) * band.stride;
-  for (int64_t row = first; row <= last; ++row) {
-    D edge[3] = {row_start[0], row_start[1], row_start[2]};
-    bool inside = false;
-    for (int64_t column = t.column_begin; column <= t.column_end; column += kDoubles) {
+  const D inverse_area = SetDoubles(batch.inverse_area[n]), one = SetDoubles(1.0);
+  const int columns = static_cast<int>(batch.columns[n]);
+  const int rows = static_cast<int>(batch.rows[n]);
+  HalfF z = SetHalf(static_cast<float>(batch.z[0][n]));
+  int64_t start = static_cast<int64_t>(batch.row[n]) * band.stride +
+                  static_cast<int64_t>(batch.column[n]);
+  for (int column = 0; column < columns; column += kDoubles, start += kDoubles) {
+    D edge[3] = {strip[0], strip[1], strip[2]};
+    float* depth = band.depth + start;
+    int32_t* face = band.face + start;
+    for (int row = 0; row < rows; ++row) {
       const DoubleMask covered =
-          (edge[0] >= bias[0]) & (edge[1] >= bias[1]) & (edge[2] >= bias[2]);
-      if (Any(covered)) {
-        KeepNearest(InverseDepth(t, edge), covered, id, depth + column, face + column);
-        inside = true;
-      } else if (inside) {
-        break;
+          And(And(LessEqual(bias[0], edge[0]), LessEqual(bias[1], edge[1])),
+              LessEqual(bias[2], edge[2]));
+      if (!kWide || Any(covered)) {
+        if (!kFlat) {
+          const D inverse = (edge[0] * inverse_z[0] + edge[1] * inverse_z[1] +
+                             edge[2] * inverse_z[2]) *
+                            inverse_area;
+          z = ToFloats(one / inverse);
+        }
+        const HalfMask nearer = And(Narrow(covered), Less(z, LoadHalf(depth)));
+        StoreWhere(nearer, depth, z);
+        StoreWhere(nearer, face, id);
       }
-      for (int i = 0; i < 3; ++i) edge[i] += right[i];
+      for (int i = 0; i < 3; ++i) edge[i] = edge[i] + down[i];
+      depth += band.stride;
+      face += band.stride;
     }
-    for (int i = 0; i < 3; ++i) row_start[i] += down[i];
-    depth += band.stride;
-    face += band.stride;
+    for (int i = 0; i < 3; ++i) strip[i] = strip[i] + across[i];
   }
 }
 
-// The corners of a face; false if it names a point that is not there.
-bool FindCorners(const float* points, int64_t num_points, const int32_t* face,
-                 const float* corners[3]) {
-  for (int i = 0; i < 3; ++i) {
-    if (face[i] < 0 || face[i] >= num_points) return false;
-    corners[i] = points + 3 * int64_t{face[i]};
+// Draws `count` faces, in the order of `ids`, which names none behind them.
+void DrawFaces(const Mesh& mesh, const int32_t ids[kDoubles], int count, int64_t width,
+               int64_t height, const Band& band) {
+  Batch batch;
+  SetUpBatch(SetUpFaces(mesh, ids, width, height), band, &batch);
+  for (int n = 0; n < count; ++n) {
+    const bool wide = batch.columns[n] > kWideBox;
+    if (batch.z[0][n] == batch.z[1][n] && batch.z[0][n] == batch.z[2][n]) {
+      (wide ? DrawFace<true, true> : DrawFace<true, false>)(batch, n, ids[n], band);
+    } else {
+      (wide ? DrawFace<false, true> : DrawFace<false, false>)(batch, n, ids[n], band);
+    }
   }
-  return true;
 }
 
-void Rasterize(Parallel& parallel, const float* points, int64_t num_points,
-               const int32_t* faces, int64_t num_faces, int64_t width, int64_t height,
+// Rows that faces [begin, end) reach; none of those which are not drawn. Fills whole
+// registers.
+void FindRows(const Mesh& mesh, int64_t begin, int64_t end, int64_t width,
+              int64_t height, float* first_row, float* last_row) {
+  const D nowhere = SetDoubles(1e9), none = SetDoubles(-1.0);
+  for (int64_t face = begin; face < end; face += kDoubles) {
+    int32_t ids[kDoubles];
+    for (int k = 0; k < kDoubles; ++k) ids[k] = static_cast<int32_t>(face + k);
+    const Faces f = SetUpFaces(mesh, ids, width, height);
+    StoreHalf(first_row + face, ToFloats(Select(f.drawn, f.row_begin, nowhere)));
+    StoreHalf(last_row + face, ToFloats(Select(f.drawn, f.row_end, none)));
+  }
+}
+
+// Draws what reaches a band. Every band looks at the rows of all faces, a register at a
+// time: that costs less than making lists, which one thread would have to do.
+void DrawBand(const Mesh& mesh, const float* first_row, const float* last_row,
+              int64_t width, int64_t height, const Band& band) {
+  const F band_begin = Set(static_cast<float>(band.row_begin));
+  const F band_last = Set(static_cast<float>(band.row_end - 1));
+  int32_t ids[kDoubles];
+  int count = 0;
+  for (int64_t face = 0; face < mesh.num_faces; face += kLanes) {
+    uint32_t reach = Bits(And(LessEqual(Load(first_row + face), band_last),
+                              LessEqual(band_begin, Load(last_row + face))));
+    for (; reach != 0; reach &= reach - 1) {
+      ids[count++] = static_cast<int32_t>(face + __builtin_ctz(reach));
+      if (count < kDoubles) continue;
+      DrawFaces(mesh, ids, count, width, height, band);
+      count = 0;
+    }
+  }
+  std::fill(ids + count, ids + kDoubles, -1);
+  DrawFaces(mesh, ids, count, width, height, band);
+}
+
+void Rasterize(Parallel& parallel, const Mesh& mesh, int64_t width, int64_t height,
                MeshWorkspace& work, int32_t* face) {
-  const int64_t num_bands = (height + kBandRows - 1) / kBandRows;
-  Triangle* triangles = work.triangles.Reserve(num_faces);
-  uint8_t* drawn = work.drawn.Reserve(num_faces);
-  const int64_t num_tasks = (num_faces + kFacesPerTask - 1) / kFacesPerTask;
+  const int64_t num_tasks = (mesh.num_faces + kFacesPerTask - 1) / kFacesPerTask;
+  float* first_row = work.first_row.Reserve(mesh.num_faces + kLanes);
+  float* last_row = work.last_row.Reserve(mesh.num_faces + kLanes);
   parallel.For(num_tasks, [&](int64_t task, int64_t) {
-    const int64_t end = std::min(num_faces, (task + 1) * kFacesPerTask);
-    for (int64_t f = task * kFacesPerTask; f < end; ++f) {
-      const float* corners[3];
-      drawn[f] = FindCorners(points, num_points, faces + 3 * f, corners) &&
-                 SetUpTriangle(corners, width, height, &triangles[f]);
-    }
+    const int64_t begin = task * kFacesPerTask;
+    // Up to a whole register of DrawBand's.
+    const int64_t end = (mesh.num_faces + kLanes - 1) / kLanes * kLanes;
+    FindRows(mesh, begin, std::min(end, begin + kFacesPerTask), width, height, first_row,
+             last_row);
   });
-  std::vector<int64_t> begin(num_bands + 1, 0);
-  for (int64_t f = 0; f < num_faces; ++f) {
-    if (!drawn[f]) continue;
-    for (int64_t band = triangles[f].row_begin / kBandRows;
-         band <= triangles[f].row_end / kBandRows; ++band) {
-      ++begin[band + 1];
-    }
-  }
-  for (int64_t band = 0; band < num_bands; ++band) begin[band + 1] += begin[band];
-  int32_t* binned = work.binned.Reserve(begin[num_bands]);
-  std::vector<int64_t> cursor(begin.begin(), begin.end() - 1);
-  for (int64_t f = 0; f < num_faces; ++f) {
-    if (!drawn[f]) continue;
-    for (int64_t band = triangles[f].row_begin / kBandRows;
-         band <= triangles[f].row_end / kBandRows; ++band) {
-      binned[cursor[band]++] = static_cast<int32_t>(f);
-    }
-  }
   const int64_t stride = width + kDoubles, area = kBandRows * stride;
   float* depths = work.depth.Reserve(parallel.num_workers() * area);
   int32_t* ids = work.face.Reserve(parallel.num_workers() * area);
-  parallel.For(num_bands, [&](int64_t index, int64_t worker) {
+  parallel.For((height + kBandRows - 1) / kBandRows, [&](int64_t index, int64_t worker) {
     const int64_t row_begin = index * kBandRows;
     const Band band = {row_begin, std::min(height, row_begin + kBandRows), stride,
                        depths + worker * area, ids + worker * area};
     std::fill_n(band.depth, area, std::numeric_limits<float>::infinity());
     std::fill_n(band.face, area, -1);
-    for (int64_t k = begin[index]; k < begin[index + 1]; ++k) {
-      DrawFace(triangles[binned[k]], binned[k], band);
-    }
-    for (int64_t row = band.row_begin; row < band.row_end; ++row) {
-      std::copy_n(band.face + (row - row_begin) * stride, width, face + row * width);
+    DrawBand(mesh, first_row, last_row, width, height, band);
+    for (int64_t row = 0; row < band.row_end - row_begin; ++row) {
+      std::copy_n(band.face + row * stride, width, face + (row_begin + row) * width);
     }
   });
 }
 
-// Perspective-correct weights of the corners at pixel centres, and depth.
-void Interpolate(const F corners[3][3], F centre_x, F centre_y, F weights[3], F* depth) {
-  F x[3], y[3], screen[3];
-  for (int i = 0; i < 3; ++i) {
-    x[i] = corners[i][0] - centre_x;
-    y[i] = corners[i][1] - centre_y;
-  }
-  F area = Set(0.0f);
-  for (int i = 0; i < 3; ++i) {
-    const int next = (i + 1) % 3, last = (i + 2) % 3;
-    screen[i] = x[next] * y[last] - x[last] * y[next];
-    area = area + screen[i];
-  }
-  const F over_area = Set(1.0f) / area;
-  const Mask broad = LessEqual(Set(kSliver), Max(area, Set(0.0f) - area));
-  F total = Set(0.0f), screen_total = Set(0.0f);
-  for (int i = 0; i < 3; ++i) {
-    const F share = Min(Max(screen[i] * over_area, Set(0.0f)), Set(1.0f));
-    screen[i] = Select(broad, share, Set(1.0f / 3.0f));
-    weights[i] = screen[i] / corners[i][2];
-    total = total + weights[i];
-    screen_total = screen_total + screen[i];
-  }
-  const F over_total = Set(1.0f) / total;
-  for (int i = 0; i < 3; ++i) weights[i] = weights[i] * over_total;
-  *depth = screen_total * over_total;
-}
-
-// Pixels of one row, for the faces that Rasterize found in them; zero weights, infinite
-// depth where there is none.
-void InterpolateRow(const float* points, int64_t num_points, const int32_t* faces,
-                    int64_t num_faces, int64_t width, int64_t row, const int32_t* face,
-                    float* weights, float* depth) {
-  const float nowhere[3] = {0.0f, 0.0f, 1.0f};
-  float lane[kLanes];
-  for (int k = 0; k < kLanes; ++k) lane[k] = k + 0.5f;
-  for (int64_t column = 0; column < width; column += kLanes) {
-    const int64_t lanes = std::min<int64_t>(kLanes, width - column);
-    int32_t nearest[kLanes];
-    std::fill_n(nearest, kLanes, -1);
-    std::copy_n(face + column, lanes, nearest);
-    if (*std::max_element(nearest, nearest + kLanes) < 0) {
-      std::fill_n(weights + 3 * column, 3 * lanes, 0.0f);
-      std::fill_n(depth + column, lanes, INFINITY);
-      continue;
-    }
-    float corner[3][3][kLanes], seen[kLanes];
-    for (int64_t k = 0; k < kLanes; ++k) {
-      const int64_t f = nearest[k];
-      const float* corners[3] = {nowhere, nowhere, nowhere};
-      const bool found = f >= 0 && f < num_faces &&
-                         FindCorners(points, num_points, faces + 3 * f, corners);
-      seen[k] = found ? 1.0f : 0.0f;
-      for (int i = 0; i < 3; ++i) {
-        for (int j = 0; j < 3; ++j) corner[i][j][k] = corners[i][j];
-      }
-    }
-    F gathered[3][3], weight[3], z;
-    for (int i = 0; i < 3; ++i) {
-      for (int j = 0; j < 3; ++j) gathered[i][j] = Load(corner[i][j]);
-    }
-    Interpolate(gathered, Set(column) + Load(lane), Set(row + 0.5f), weight, &z);
-    const Mask something = Less(Set(0.0f), Load(seen));
-    float found_weight[3][kLanes], found_depth[kLanes];
-    for (int i = 0; i < 3; ++i) {
-      Store(found_weight[i], Select(something, weight[i], Set(0.0f)));
-    }
-    Store(found_depth, Select(something, z, Set(INFINITY)));
-    for (int64_t k = 0; k < lanes; ++k) {
-      for (int i = 0; i < 3; ++i) weights[3 * (column + k) + i] = found_weight[i][k];
-    }
-    std::copy_n(found_depth, lanes, depth + column);
-  }
-}
-
-void InterpolateAll(Parallel& parallel, const float* points, int64_t num_points,
-                    const int32_t* faces, int64_t num_faces, int64_t width,
-                    int64_t height, const int32_t* face, float* weights, float* depth) {
+void InterpolateAll(Parallel& parallel, const Mesh& mesh, int64_t width, int64_t height,
+                    const int32_t* face, float* weights, float* depth) {
   parallel.For((height + kBandRows - 1) / kBandRows, [&](int64_t band, int64_t) {
     const int64_t row_end = std::min(height, (band + 1) * kBandRows);
     for (int64_t row = band * kBandRows; row < row_end; ++row) {
-      InterpolateRow(points, num_points, faces, num_faces, width, row,
-                     face + row * width, weights + 3 * row * width, depth + row * width);
+      InterpolateRow(mesh, width, row, face + row * width, weights + 3 * row * width,
+                     depth + row * width);
     }
   });
 }
@@ -270,22 +253,25 @@ auto ItemAt(const Array& array, int64_t i, Dimensions image) {
   return array.typed_data() + BroadcastOffset(i, image, array.dimensions(), 2);
 }
 
+Mesh MeshAt(const Points& points, const Indices& faces, int64_t i, Dimensions image) {
+  const size_t axis = image.size() - 2;
+  return {ItemAt(points, i, image), points.dimensions()[axis], ItemAt(faces, i, image),
+          faces.dimensions()[axis]};
+}
+
 ffi::Error MeshRasterize(ffi::ThreadPool pool, Points points, Indices faces,
                          ffi::ResultBuffer<ffi::S32> face) {
   const Dimensions image = face->dimensions();
   const size_t rank = image.size();
   if (!Fits(points, faces, rank)) return Misfit();
   const int64_t height = image[rank - 2], width = image[rank - 1];
-  const int64_t num_points = points.dimensions()[rank - 2];
-  const int64_t num_faces = faces.dimensions()[rank - 2];
   const int64_t batch = BatchSize(image);
   if (batch * height * width == 0) return ffi::Error::Success();
   try {
     Parallel parallel(pool);
     Pool<MeshWorkspace>::Lease lease(MeshWorkspaces());
     for (int64_t i = 0; i < batch; ++i) {
-      Rasterize(parallel, ItemAt(points, i, image), num_points, ItemAt(faces, i, image),
-                num_faces, width, height, *lease,
+      Rasterize(parallel, MeshAt(points, faces, i, image), width, height, *lease,
                 face->typed_data() + i * height * width);
     }
   } catch (const std::bad_alloc&) {
@@ -312,10 +298,8 @@ ffi::Error MeshInterpolate(ffi::ThreadPool pool, Points points, Indices faces,
   try {
     Parallel parallel(pool);
     for (int64_t i = 0; i < batch; ++i) {
-      InterpolateAll(parallel, ItemAt(points, i, image), points.dimensions()[rank - 2],
-                     ItemAt(faces, i, image), faces.dimensions()[rank - 2], width, height,
-                     ItemAt(face, i, image),
-                     weights->typed_data() + 3 * i * pixels,
+      InterpolateAll(parallel, MeshAt(points, faces, i, image), width, height,
+                     ItemAt(face, i, image), weights->typed_data() + 3 * i * pixels,
                      depth->typed_data() + i * pixels);
     }
   } catch (const std::bad_alloc&) {

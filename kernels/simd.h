@@ -100,30 +100,6 @@ GEODIFF_HD F Max(F a, F b) { return Select(Less(b, a), a, b); }
 
 typedef uint32_t Int __attribute__((vector_size(4 * kLanes)));
 
-// A register of doubles, and as many floats and integers.
-constexpr int kDoubles = kLanes / 2;
-typedef double D __attribute__((vector_size(8 * kDoubles)));
-typedef int64_t DoubleMask __attribute__((vector_size(8 * kDoubles)));
-typedef float HalfF __attribute__((vector_size(4 * kDoubles)));
-typedef int32_t HalfMask __attribute__((vector_size(4 * kDoubles)));
-
-inline D SetDoubles(double value) {
-  D result;
-  for (int i = 0; i < kDoubles; ++i) result[i] = value;
-  return result;
-}
-inline bool Any(DoubleMask mask) {
-  int64_t any = 0;
-  for (int i = 0; i < kDoubles; ++i) any |= mask[i];
-  return any != 0;
-}
-template <typename Vector, typename Value>
-Vector LoadAs(const Value* from) {
-  Vector value;
-  __builtin_memcpy(&value, from, sizeof(value));
-  return value;
-}
-
 // e^x for x <= 0, to about 1 ulp; 0 below -87 would be denormal and is e^-87 here.
 inline F ExpOfNegative(F x) {
   x = Max(x, Set(-87.0f));

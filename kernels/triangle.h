@@ -1,8 +1,9 @@
-// Exact triangle coverage on a fixed-point grid, shared by every mesh kernel.
+// Exact triangle coverage on a fixed-point grid: what every mesh kernel computes.
 //
 // Vertices are rounded to 1/256 pixel; edge functions are then exact integers,
 // so two faces that share an edge cover each pixel centre on it exactly once
-// (top-left rule). The jnp reference does the same arithmetic in two limbs.
+// (top-left rule). GPUs compute them here, CPUs in doubles (mesh_faces.h), and the jnp
+// reference in two limbs.
 
 #ifndef GEODIFF_JAX_KERNELS_TRIANGLE_H_
 #define GEODIFF_JAX_KERNELS_TRIANGLE_H_

@@ -306,21 +306,19 @@ void DriveMesh(Bytes bytes) {
   }
   std::vector<int32_t> one(width * height), four(width * height);
   Parallel serial(OneThread().pool()), parallel(FourThreads().pool());
+  const Mesh mesh = {points.data(), num_points, faces.data(), num_faces};
   MeshWorkspace work;
-  Rasterize(serial, points.data(), num_points, faces.data(), num_faces, width, height,
-            work, one.data());
-  Rasterize(parallel, points.data(), num_points, faces.data(), num_faces, width, height,
-            work, four.data());
+  Rasterize(serial, mesh, width, height, work, one.data());
+  Rasterize(parallel, mesh, width, height, work, four.data());
   if (one != four) Fail("faces depend on the number of threads");
   for (const int32_t face : one) {
     if (face < -1 || face >= num_faces) Fail("a pixel shows no face of the mesh");
   }
   std::vector<float> weights(3 * width * height), depth(width * height);
   std::vector<float> again = weights, depth_again = depth;
-  InterpolateAll(serial, points.data(), num_points, faces.data(), num_faces, width, height,
-                 one.data(), weights.data(), depth.data());
-  InterpolateAll(parallel, points.data(), num_points, faces.data(), num_faces, width,
-                 height, one.data(), again.data(), depth_again.data());
+  InterpolateAll(serial, mesh, width, height, one.data(), weights.data(), depth.data());
+  InterpolateAll(parallel, mesh, width, height, one.data(), again.data(),
+                 depth_again.data());
   if (!Same(weights, again) || !Same(depth, depth_again)) {
     Fail("weights depend on the number of threads");
   }

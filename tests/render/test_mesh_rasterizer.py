@@ -306,11 +306,14 @@ def test_float32_stays_float32_beside_float64(backend):
     assert value > 50 and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("scene", ["here", "as far as points may lie", "flat"])
 @each_kernel
-def test_kernel_agrees_with_reference(backend):
+def test_kernel_agrees_with_reference(backend, scene):
     random = np.random.default_rng(3)
     points = random.uniform(-20, 120, (120, 3)).astype(np.float32)
-    points[:, 2] = random.uniform(0.5, 3, 120)
+    if scene == "as far as points may lie":  # Edge values fill 49 bits.
+        points[::2] = random.uniform(-32768, 32768, (60, 3))
+    points[:, 2] = 2.0 if scene == "flat" else random.uniform(0.5, 3, 120)
     faces = random.integers(0, 120, (200, 3))
     kernel = draw(points, faces, backend, width=100, height=75)
     reference = draw(points, faces, "reference", width=100, height=75)
