@@ -89,11 +89,17 @@ def build(
       ValueError: another layout, sizes that are no fields, and tensors that are
         missing, unused or misshapen, all by name.
     """
-    sizes = dict(sizes or {})
-    if layout == "cap4d_mmdm_100k":
-        return _cap4d(tensors, sizes)
-    made = plan(layout, tensors, sizes)
-    return made.module, _on_device(made.load(tensors))
+    if layout != "cap4d_mmdm_100k":
+        made = plan(layout, tensors, sizes)
+        return made.module, _on_device(made.load(tensors))
+    plans = cap4d_plans(tensors, sizes)
+    modules = {part: made.module for part, (made, _) in plans.items()}
+    variables = {
+        part: _on_device(made.load(own)) for part, (made, own) in plans.items()
+    }
+    if len(plans) == 1:
+        return modules.popitem()[1], variables.popitem()[1]
+    return modules, variables
 
 
 def plan(layout: str, tensors: Tensors, sizes: Sizes | None = None) -> Plan:
@@ -154,9 +160,15 @@ def initialise(
     return filled, report
 
 
-def _cap4d(tensors: Tensors, sizes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def cap4d_plans(
+    tensors: Tensors, sizes: Sizes | None = None
+) -> dict[str, tuple[Plan, Tensors]]:
+    """Plans for the parts of CAP4D's checkpoint that are there, with their tensors.
+
+    Raises as `build` does.
+    """
     planners = {"unet": _mmdm, "vae": _vae}
-    modules, variables, rest = {}, {}, dict(tensors)
+    plans, rest = {}, dict(tensors)
     for part, prefix in CAP4D_PARTS.items():
         own = {
             name.removeprefix(prefix): rest.pop(name)
@@ -164,20 +176,16 @@ def _cap4d(tensors: Tensors, sizes: dict[str, Any]) -> tuple[Any, dict[str, Any]
             if name.startswith(prefix)
         }
         if own:
-            made = planners[part](own, sizes if part == "unet" else {})
-            modules[part], variables[part] = made.module, made.load(own)
+            made = planners[part](own, dict(sizes or {}) if part == "unet" else {})
+            plans[part] = made, own
     leftover = weights.Report(unused=tuple(sorted(rest)))
     weights.demand(leftover, expected=CAP4D_UNUSED)
-    if not modules:
+    if not plans:
         raise ValueError(
-            f"Expected tensors of CAP4D's checkpoint, behind {CAP4D_PARTS.values()}, "
-            f"got {len(tensors)} others."
+            f"Expected tensors behind {' or '.join(CAP4D_PARTS.values())}, got "
+            f"{len(tensors)} others; is it CAP4D's checkpoint?"
         )
-    variables = _on_device(variables)
-    if len(modules) == 1:
-        (part,) = modules
-        return modules[part], variables[part]
-    return modules, variables
+    return plans
 
 
 def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +218,7 @@ def _diffusers(tensors: Tensors, sizes: dict[str, Any], *, modules: bool) -> Pla
     module = _unet(told, sizes)
     positions = names_unet.stored_positions(module)
     for name in positions:
-        _check_positions(name, tensors)
+        check_positions(name, tensors)
     inputs = {
         "context": _inputs(tensors, ".attn2.to_k."),
         "expression": _inputs(tensors, ".attention_blocks.0.to_k.", "motion_modules"),
@@ -292,8 +300,12 @@ def _inputs(tensors: Tensors, part: str, other: str = "") -> int | None:
     return None
 
 
-def _check_positions(name: str, tensors: Tensors) -> None:
-    """They are computed here, so what is stored must agree; it may also be absent."""
+def check_positions(name: str, tensors: Tensors) -> None:
+    """They are computed here, so what is stored must agree; it may also be absent.
+
+    Raises:
+      ValueError: other positions.
+    """
     if name not in tensors:
         return
     stored = np.asarray(tensors[name], np.float32)

@@ -118,7 +118,7 @@ def fill(
     Raises:
       ValueError: a table that names a path which the variables lack.
     """
-    flat = flax.traverse_util.flatten_dict(dict(variables))
+    flat: dict[Path, Any] = dict(flax.traverse_util.flatten_dict(dict(variables)))
     unknown = [e.path for e in table.values() if e.path not in flat]
     if unknown:
         raise ValueError(

@@ -1,13 +1,27 @@
 """Everyone's weights: numbers of their own modules, and files that must fit."""
 
 import functools
+import json
+import math
+import pathlib
 
+import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geodiff_jax.models import pretrained
+from geodiff_jax.models import (
+    attention,
+    expression_encoder,
+    names_unet,
+    pretrained,
+    unet,
+    vae,
+    weights,
+)
 from tests.conftest import shared_data
+from tests.models import named_tensors
 
 
 def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -107,6 +121,7 @@ def test_mmdm_agrees_with_cap4d():
         np.testing.assert_allclose(found, theirs, atol=1e-4, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_reference_net_agrees_with_xnemo():
     tensors, known = golden("xnemo_reference_unet_small")
     module, variables = pretrained.build("xnemo_reference_unet", tensors, {})
@@ -144,6 +159,7 @@ def denoise_like_xnemo(tensors, known, captured, **sizes):
     )
 
 
+@pytest.mark.slow
 def test_denoiser_agrees_with_xnemo():
     tensors, known = golden("xnemo_denoising_unet_small")
     names = {
@@ -175,3 +191,218 @@ def test_denoiser_without_its_modules_agrees_with_xnemo():
     )
     expected = of_frames(known["out_without_motion_and_temporal_modules"])
     np.testing.assert_allclose(out, expected, atol=5e-5)
+
+
+TINY = {
+    "channels": 32,
+    "multipliers": (1, 2, 2),
+    "blocks": 1,
+    "tokens": (unet.IMAGE, unet.IMAGE, ()),
+}
+"""Of Stable Diffusion's UNets in `sd_unets.npz`."""
+
+
+def random_checkpoint(
+    module: unet.UNet, *, channels: int, context: int
+) -> dict[str, np.ndarray]:
+    """All tensors of a UNet in diffusers' layout."""
+    shapes = weights.template(
+        module,
+        jnp.zeros((1, 1, 1, 1, 8, 8, channels)),
+        jnp.zeros(()),
+        context=jnp.zeros((1, 1, 1, 1, 1, context)),
+    )
+    return named_tensors.checkpoint(names_unet.diffusers_table(module), shapes)
+
+
+@pytest.mark.parametrize(
+    ("layout", "heads", "sizes"),
+    [("sd15_unet", (8, 8, 8), {}), ("sd21_unet", (2, 4, 4), {"head_width": 16})],
+)
+def test_tiny_unets_agree_with_diffusers(layout, heads, sizes):
+    arrays = np.load(pathlib.Path(__file__).with_name("sd_unets.npz"))
+    names = ("latents", "t", "context", "out")
+    latents, t, context, out = (arrays[f"{layout}_{name}"] for name in names)
+    tensors = random_checkpoint(
+        unet.UNet(**TINY, heads=heads), channels=4, context=context.shape[-1]
+    )
+    module, variables = pretrained.build(layout, tensors, sizes)
+    assert module == unet.UNet(**TINY, heads=heads)
+    found, *_ = run(
+        module,
+        variables,
+        (),
+        latents[:, None, None, None],
+        t[:, None, None, None],
+        context=context[:, None, None, None],
+    )
+    np.testing.assert_allclose(found[:, 0, 0, 0], out, atol=2e-5)
+
+
+def zeros_in(*layouts: str) -> dict[str, np.ndarray]:
+    """Tensors of full size that take no memory."""
+    found = {}
+    for layout in layouts:
+        path = shared_data(f"weight_layouts/{layout}.json")
+        for name, tensor in json.loads(path.read_text()).items():
+            zero = np.zeros((), tensor["dtype"])
+            found[name] = np.broadcast_to(zero, tensor["shape"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layout", "files", "heads"),
+    [
+        pytest.param("sd15_unet", ("sd15_unet",), (8, 8, 8, 8), marks=pytest.mark.slow),
+        ("sd21_unet", ("sd21_unet",), (5, 10, 20, 20)),
+        pytest.param(
+            "xnemo_reference_unet",
+            ("xnemo_reference_unet",),
+            (8, 8, 8, 8),
+            marks=pytest.mark.slow,
+        ),
+        (
+            "xnemo_denoising_unet",
+            ("xnemo_denoising_unet", "xnemo_temporal_module"),
+            (8, 8, 8, 8),
+        ),
+    ],
+)
+def test_released_unets_fill_the_full_size(layout, files, heads):
+    tensors = zeros_in(*files)
+    tensors = {  # Zeros are no positions.
+        name: attention.frame_positions(*x.shape[1:])[None] if ".pe" in name else x
+        for name, x in tensors.items()
+    }
+    made = pretrained.plan(layout, tensors)
+    assert made.module.heads == heads
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(made.template))
+    named = sum(x.size for name, x in tensors.items() if not name.endswith(".pe"))
+    assert count == named
+    made.load(tensors)
+
+
+def test_released_mmdm_fills_the_full_size_and_nothing_else_is_let_pass():
+    tensors = zeros_in("cap4d_mmdm_100k")
+    plans = pretrained.cap4d_plans(tensors)
+    for made, own in plans.values():
+        made.load(own)
+    net = plans["unet"][0].module
+    joint = ("view", "h", "w")
+    assert net.tokens == (("h", "w"), joint, joint, ())
+    assert net.middle_tokens == joint and net.heads == (5, 10, 20, 20)
+    assert plans["vae"][0].module == vae.AutoencoderKL()
+    with pytest.raises(ValueError, match=r"1 unused: model_ema\.decay"):
+        pretrained.cap4d_plans(tensors | {"model_ema.decay": np.zeros(())})
+    with pytest.raises(ValueError, match="is it CAP4D's"):
+        pretrained.cap4d_plans({"logvar": tensors["logvar"]})
+
+
+def test_released_motion_encoder_fills_the_full_size():
+    tensors = zeros_in("xnemo_motion_encoder")
+    made = pretrained.plan("xnemo_motion_encoder", tensors)
+    assert made.module == expression_encoder.ExpressionEncoder()
+    made.load(tensors)
+
+
+@functools.cache
+def tiny() -> tuple[unet.UNet, dict[str, np.ndarray]]:
+    """The smallest UNet, and a checkpoint of it."""
+    module = unet.UNet(
+        channels=32, multipliers=(1, 1), blocks=1, tokens=(unet.IMAGE, ()), heads=(8, 8)
+    )
+    return module, random_checkpoint(module, channels=4, context=24)
+
+
+def test_half_a_file_is_refused_by_name():
+    _, tensors = tiny()
+    for broken, complaint in (
+        ({**tensors, "extra.weight": np.zeros(3)}, "1 unused: extra.weight"),
+        ({**tensors, "conv_in.bias": np.zeros(3)}, r"conv_in.bias: \[3\], not \[32\]"),
+        (without(tensors, "conv_out."), "2 missing: conv_out.bias, conv_out.weight"),
+        (without(tensors, "conv_in."), "Expected a UNet's checkpoint with conv_in"),
+        (
+            without(tensors, "down_blocks.0.attentions.0.transformer_blocks.0.attn2."),
+            "5 missing: down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
+        ),
+        (without(tensors, "up_blocks.1."), "missing: up_blocks.1.attentions.0.norm"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            pretrained.plan("sd15_unet", broken).load(broken)
+    # A whole file of another kind.
+    with pytest.raises(ValueError, match="unused: conv_norm_out.bias"):
+        pretrained.plan("xnemo_reference_unet", tensors).load(tensors)
+    with pytest.raises(ValueError, match=r"missing: .*\.motion_modules\."):
+        pretrained.plan("xnemo_denoising_unet", tensors).load(tensors)
+
+
+def without(tensors: dict[str, np.ndarray], beginning: str) -> dict[str, np.ndarray]:
+    return {k: x for k, x in tensors.items() if not k.startswith(beginning)}
+
+
+def test_layouts_and_sizes_that_do_not_exist_are_refused():
+    _, tensors = tiny()
+    with pytest.raises(ValueError, match="sd15_unet.*got 'sd3'"):
+        pretrained.build("sd3", tensors)
+    with pytest.raises(ValueError, match="head_width.*got {'depth'}"):
+        pretrained.build("sd15_unet", tensors, {"depth": 3})
+
+
+def test_half_precision_is_accepted():
+    module, tensors = tiny()
+    halves = {name: x.astype(np.float16) for name, x in tensors.items()}
+    found, variables = pretrained.build("sd15_unet", halves)
+    assert found == module
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    kernel = variables["params"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(
+        kernel, halves["conv_in.weight"].transpose(2, 3, 1, 0).astype(np.float32)
+    )
+
+
+def test_positions_that_are_no_sinusoids_are_refused():
+    name = "attention_blocks.0.pos_encoder.pe"
+    stored = np.asarray(attention.frame_positions(32, 24))[None]
+    pretrained.check_positions(name, {name: stored.astype(np.float16)})
+    with pytest.raises(ValueError, match=name):
+        pretrained.check_positions(name, {name: stored[:, ::-1]})
+
+
+def test_initialising_names_exactly_what_stays_random():
+    small, tensors = tiny()
+    larger = small.clone(
+        cross_attention=False, expression_modules=True, temporal_modules=True
+    )
+    shapes = weights.template(
+        larger,
+        jnp.zeros((1, 1, 1, 1, 8, 8, 7)),
+        jnp.zeros(()),
+        expression=jnp.zeros((1, 1, 1, 1, 1, 16)),
+    )
+    variables = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes)
+    model = {
+        "params": {"unet": variables["params"], "label": {"embedding": np.ones(2)}}
+    }
+    filled, report = pretrained.initialise(model, {"unet": ("sd15_unet", tensors)})
+    assert report.padded == ("params/unet/conv_in/kernel: 3 of 7 inputs",)
+    kernel = filled["params"]["unet"]["conv_in"]["kernel"]
+    old = tensors["conv_in.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel[..., :4, :], old)
+    assert not kernel[..., 4:, :].any()
+    kinds = {path.split("/")[2].split("_")[-1][:-1] for path in report.random[1:]}
+    assert report.random[0] == "params/label/embedding"
+    assert kinds == {"expression", "temporal"}
+    assert all(".attn2." in name or ".norm2." in name for name in report.unused)
+    # All else is the checkpoint's, and what is named is as it was.
+    flat, before = (
+        flax.traverse_util.flatten_dict(x, sep="/") for x in (filled, model)
+    )
+    for path in before:
+        is_as_it_was = np.array_equal(flat[path], before[path])
+        assert is_as_it_was == (path in report.random), path
+
+
+def test_initialising_a_part_that_is_not_there_is_refused():
+    _, tensors = tiny()
+    with pytest.raises(ValueError, match="submodule 'unet' for sd15_unet"):
+        pretrained.initialise({"params": {}}, {"unet": ("sd15_unet", tensors)})
