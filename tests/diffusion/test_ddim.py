@@ -18,6 +18,7 @@ GRIDS = {
     "trailing": grids.trailing,
     "linspace": grids.linspace,
 }
+KEY = jax.random.key(0)
 toy_denoise = functools.partial(toy.denoise, jnp.tanh)
 
 
@@ -38,12 +39,13 @@ def test_grids_and_trajectories_are_those_of_diffusers(golden, name):
     times = GRIDS[case.grid](case.steps, **offset)
     np.testing.assert_array_equal(times, golden[f"{name}_times"])
     expected = golden[f"{name}_trajectory"]
-    start = jnp.asarray(golden["start"])
+    start = golden["start"]
     if case.eta or case.grid == "linspace":
         found = step_by_step(golden, case, schedule, times, expected)
     else:
         sample = multistep.sample if case.sampler == "2M" else ddim.sample
-        found = sample(toy_denoise, schedule, start, times, trajectory=True)
+        run = functools.partial(sample, toy_denoise, schedule, trajectory=True)
+        found = jax.jit(lambda x: run(x, times))(start)
     # diffusers is in float32 as well: relative to the largest latent on the way.
     scale = max(1.0, np.abs(expected).max())
     np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
@@ -92,7 +94,7 @@ def test_xnemo_blur():
 
 def test_noise_is_shared_by_domains_and_by_nothing_else():
     shape = (2, 2, 3, 2, 8, 8, 4)
-    noise = np.asarray(ddim.draw_noise(jax.random.key(0), shape))
+    noise = np.asarray(jax.jit(ddim.draw_noise, static_argnums=1)(KEY, shape))
     np.testing.assert_array_equal(noise[:, 0], noise[:, 1])
     samples = noise[:, 0].reshape(2 * 3 * 2, -1)
     correlation = np.corrcoef(samples)
@@ -103,34 +105,43 @@ def test_noise_is_shared_by_domains_and_by_nothing_else():
 
 def test_a_reference_starts_every_frame_with_noise_of_its_own():
     schedule = schedules.make()
-    rng = np.random.default_rng(0)
-    reference = jnp.asarray(rng.normal(size=(2, 2, 8, 8, 4)), jnp.float32)
-    start = ddim.reference_start(
-        jax.random.key(1), schedule, reference, 961, views=2, frames=3
-    )
+    shape = (2, 2, 8, 8, 4)
+    reference = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    @jax.jit
+    def begin(reference):
+        settings = {"views": 2, "frames": 3}
+        own = (KEY, schedule, reference, 961)
+        return (
+            ddim.reference_start(*own, **settings),
+            ddim.reference_start(*own, **settings, blur_sigma=18.0),
+            ddim.blur(reference, sigma=18.0),
+        )
+
+    start, blurred, softer = (np.asarray(x) for x in begin(reference))
     assert start.shape == (2, 2, 2, 3, 8, 8, 4)
-    signal, rate = (float(r) for r in schedule.rates(961, ndim=0))
-    noise = np.asarray(start - signal * reference[:, :, None, None]) / rate
+    signal, rate = np.asarray(schedule.signal_rate)[961], schedule.noise_rate[961]
+    noise = (start - signal * reference[:, :, None, None]) / np.asarray(rate)
     # Domains differ in the reference, hence up to round-off.
     np.testing.assert_allclose(noise[:, 0], noise[:, 1], atol=1e-5)
     assert abs(noise.std() - 1.0) < 0.05
     apart = noise[:, :1, :, 1:] - noise[:, :1, :, :-1]
     assert abs(apart.std() - np.sqrt(2.0)) < 0.1
-    blurred = ddim.reference_start(
-        jax.random.key(1), schedule, reference, 961, views=2, frames=3, blur_sigma=18.0
-    )
-    expected = ddim.blur(reference, sigma=18.0)[:, :, None, None] * signal
-    np.testing.assert_allclose(blurred - rate * noise, expected + 0 * noise, atol=1e-5)
+    expected = np.broadcast_to((softer - reference)[:, :, None, None], start.shape)
+    np.testing.assert_allclose(blurred - start, signal * expected, atol=1e-5)
 
 
 def test_without_eta_no_noise_enters():
     schedule = schedules.make()
-    start = jnp.ones((2, 2, 1, 1, 2, 2, 4))
+    start = np.ones((2, 2, 1, 1, 2, 2, 4), np.float32)
     times = grids.leading(4, offset=1)
-    found = ddim.sample_noisy(
-        jax.random.key(0), toy_denoise, schedule, start, times, eta=0.0
-    )
-    expected = ddim.sample(toy_denoise, schedule, start, times)
+
+    @jax.jit
+    def both(x):
+        own = (toy_denoise, schedule, x, times)
+        return ddim.sample_noisy(KEY, *own, eta=0.0), ddim.sample(*own)
+
+    found, expected = both(start)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -157,15 +168,14 @@ def test_fresh_noise_leads_to_the_same_distribution():
 
 def test_fresh_noise_is_shared_by_domains():
     schedule = schedules.make()
-    start = ddim.draw_noise(jax.random.key(0), (1, 2, 1, 2, 2, 2, 4))
-    path = ddim.sample_noisy(
-        jax.random.key(1),
-        lambda x, t: jnp.zeros_like(x),
-        schedule,
-        start,
-        grids.leading(3),
-        eta=1.0,
-        trajectory=True,
-    )
+    start = np.ones((1, 2, 1, 2, 2, 2, 4), np.float32)
+
+    @jax.jit
+    def run(x):
+        own = (lambda x, t: jnp.zeros_like(x), schedule, x, grids.leading(3))
+        return ddim.sample_noisy(KEY, *own, eta=1.0, trajectory=True)
+
+    path = np.asarray(run(start))
     np.testing.assert_array_equal(path[:, :, 0], path[:, :, 1])
     np.testing.assert_array_equal(path[0], start)
+    assert np.abs(path[-2] - path[0]).min() > 0
