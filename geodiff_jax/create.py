@@ -27,7 +27,6 @@ from geodiff_jax.head import procedural
 from geodiff_jax.io import images
 from geodiff_jax.metrics import image as image_metrics
 from geodiff_jax.metrics import region as metric_region
-from geodiff_jax.render import mesh_rasterizer
 from geodiff_jax.tracking import detect, overlay
 from geodiff_jax.tracking import fit as head_fit
 from geodiff_jax.training import reconstruction as avatar_fit
@@ -187,9 +186,8 @@ def training_region(
     region = metric_region.head_region(
         result.head, result.params, camera, matte, edge=0
     )
-    vertices = head_model.vertices(result.head, result.params)
-    fragments = mesh_rasterizer.rasterize(vertices, result.head.faces, camera)
-    return region | ((np.asarray(fragments.face) >= 0) & (matte > 0.5))
+    covered = metric_region.cover(result.head, result.params, camera)
+    return region | (covered & (matte > 0.5))
 
 
 def view_of(
@@ -257,12 +255,9 @@ def side_views(
         )
         for yaw, pitch in directions
     ]
-    vertices = head_model.vertices(avatar.head, avatar.params)
     solid = [
         ndimage.binary_erosion(
-            np.asarray(mesh_rasterizer.rasterize(vertices, avatar.head.faces, c).face)
-            >= 0,
-            iterations=3,
+            metric_region.cover(avatar.head, avatar.params, c), iterations=3
         )
         for c in around
     ]

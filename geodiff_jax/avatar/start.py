@@ -62,6 +62,11 @@ class _Layer:
     colors: Float[np.ndarray, "n 3"]
     kind: int
 
+    def __getitem__(self, chosen: Bool[np.ndarray, " n"]) -> "_Layer":
+        columns = ("face", "means", "frames", "scales", "colors")
+        kept = {name: getattr(self, name)[chosen] for name in columns}
+        return dataclasses.replace(self, **kept)
+
 
 def start_avatar(
     key: Key[Array, ""],
@@ -77,6 +82,7 @@ def start_avatar(
 ) -> Avatar:
     """An avatar that already resembles its photo, and is closed from every side.
 
+    It ends at the neck's lower ring: what a head has of shoulders is not dressed.
     `region` bounds what counts as hair; `default_colors` are linear guesses for what
     no photo shows (teeth, the mouth's interior, the back of the eyes).
     """
@@ -96,7 +102,7 @@ def start_avatar(
         head, skull, bare, unfolded, default_colors
     )
     layers = [
-        _underpainting(faces, skull, vertex_colors),
+        _underpainting(faces, skull, vertex_colors)[head_model.own_faces(head)],
         _skin(
             skin_key,
             head,
@@ -140,13 +146,7 @@ def _carved(
     margin = np.where(hidden, radius * float(view.camera.intrinsics[0]), -slack)
     keep = ~in_frame | (within[row, column] >= margin)
     keep |= head_model.face_region(head, "face")[layer.face]
-    return dataclasses.replace(
-        layer,
-        **{
-            name: getattr(layer, name)[keep]
-            for name in ("face", "means", "frames", "scales", "colors")
-        },
-    )
+    return layer[keep]
 
 
 def _vertex_colors(
@@ -224,6 +224,7 @@ def _skin(
     density = np.where(
         detailed & (seen > 0.05), density * config.detail_density, density
     )
+    density = density * head_model.own_faces(head)
     areas = np.asarray(mesh.face_areas(jnp.asarray(vertices), head.faces))
     face, barycentrics = mesh.sample_surface(
         key, areas * density, count=config.skin_count
@@ -263,6 +264,7 @@ def _hair(
     on_scalp = head_model.face_region(head, "scalp")
     # Below the scalp lies hair where it is thick enough to hang there.
     on_hair = np.where(on_scalp, thick > 0.0015, thick > 0.006)
+    on_hair &= head_model.own_faces(head)
     if not on_hair.any():
         return []
     areas = np.asarray(mesh.face_areas(jnp.asarray(shell), head.faces)) * on_hair
@@ -292,16 +294,8 @@ def _hair(
     bare = on_hair & (count == 0)
     core_colors[bare] = colors.mean(axis=0)
     core = _underpainting(faces, inner, np.zeros_like(vertices))
-    core = dataclasses.replace(
-        core,
-        face=core.face[on_hair],
-        means=core.means[on_hair],
-        frames=core.frames[on_hair],
-        scales=core.scales[on_hair],
-        colors=core_colors[on_hair],
-        kind=HAIR,
-    )
-    return [core, strands]
+    core = dataclasses.replace(core, colors=core_colors, kind=HAIR)
+    return [core[on_hair], strands]
 
 
 def _outline(

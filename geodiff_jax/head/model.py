@@ -87,7 +87,7 @@ REGIONS = (
     "right_ear",
     "scalp",  # Where hair grows.
     "neck",
-    "boundary",  # The lower ring of the neck.
+    "boundary",  # The lower ring of the neck, and what lies beyond it.
     "mouth_interior",  # Skin bag behind the lips.
     "upper_teeth",
     "lower_teeth",
@@ -206,3 +206,8 @@ def face_region(model: HeadModel, *names: str) -> Bool[np.ndarray, " f"]:
     for name in names:
         union |= np.asarray(model.regions[name])
     return union[np.asarray(model.faces)].all(axis=1)
+
+
+def own_faces(model: HeadModel) -> Bool[np.ndarray, " f"]:
+    """Faces of head and neck: all but those beyond the neck's lower ring."""
+    return ~face_region(model, "boundary")

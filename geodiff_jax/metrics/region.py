@@ -22,10 +22,7 @@ def head_region(
 
     `edge` pixels next to the frame are left out: half of SSIM's window (ours).
     """
-    vertices = head_model.vertices(head, params)
-    covered = np.asarray(
-        mesh_rasterizer.rasterize(vertices, head.faces, camera).face >= 0
-    )
+    covered = cover(head, params, camera)
     if not covered.any():
         return covered
     rows = np.flatnonzero(covered.any(axis=1))
@@ -35,6 +32,15 @@ def head_region(
     inner = np.zeros_like(region)
     inner[edge : camera.height - edge, edge : camera.width - edge] = True
     return region & inner
+
+
+def cover(
+    head: head_model.HeadModel, params: head_model.HeadParams, camera: Camera
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels that show head or neck, but no shoulders, where a head has them."""
+    vertices = head_model.vertices(head, params)
+    face = np.asarray(mesh_rasterizer.rasterize(vertices, head.faces, camera).face)
+    return (face >= 0) & head_model.own_faces(head)[face]
 
 
 def above_neck_ring(
