@@ -86,7 +86,7 @@ def attending(
     config: ml_collections.ConfigDict, implementation: str
 ) -> ml_collections.ConfigDict:
     """The config with another implementation of attention in all networks."""
-    config = ml_collections.ConfigDict(config)
+    config = config.copy_and_resolve_references().unlock()
     for part in ("unet", "reference_net", "encoder"):
         if part in config.model:
             config.model[part].implementation = implementation

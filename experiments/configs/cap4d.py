@@ -39,6 +39,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     }
     return ml_collections.ConfigDict(
         {
+            "seed": 0,
             "stage": choice["stage"],
             "batch": BATCH[choice["size"]],
             "frames": 1,
@@ -63,7 +64,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 "aligned": "",
             },
             # Sec A of the supplement; decay and clipping are ours.
-            "optimizer": {"learning_rate": 1e-4, "weight_decay": 1e-2, "clip": 1.0},
+            "optimizer": generator.optimizer(1e-4),
             "trained": "",
             # The released code's; the paper has 250 steps.
             "sampler": {"steps": 100, "guidance": 2.0, "references": 4},

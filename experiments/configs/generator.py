@@ -15,6 +15,7 @@ from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import denoiser, expression_encoder, guider, unet
 from geodiff_jax.render import conditioning
 from geodiff_jax.training import denoising
+from geodiff_jax.training import optimizer as optimizers
 
 SIZES = {
     "tiny": {
@@ -60,6 +61,12 @@ SIZES = {
 }
 """By the config's argument `size`: tiny trains in minutes on a laptop (ours), small on
 one GPU (ours), paper is Stable Diffusion's, with latents of 512 x 512 images."""
+
+Config = Any
+"""`ml_collections.ConfigDict`, whose fields no static checker knows."""
+
+WARMUP = 100
+"""Steps; ours."""
 
 CHANNELS = {
     "head_pose": 3,
@@ -134,6 +141,17 @@ def objective(config: ml_collections.ConfigDict) -> denoising.Objective:
     """What a config trains for."""
     known = {field.name for field in dataclasses.fields(denoising.Objective)}
     return denoising.Objective(**{k: config.objective[k] for k in known})
+
+
+def optimizer(learning_rate: float) -> dict[str, Any]:
+    """All of an optimizer's settings; what no paper gives is `optimizer.Settings`'."""
+    settings = optimizers.Settings(learning_rate=learning_rate, warmup=WARMUP)
+    return dataclasses.asdict(settings)
+
+
+def optimizer_settings(config: ml_collections.ConfigDict) -> optimizers.Settings:
+    """How a config's parameters follow their gradients."""
+    return optimizers.Settings(**config.optimizer.to_dict())
 
 
 def batch_shapes(config: ml_collections.ConfigDict) -> denoising.Batch:

@@ -68,6 +68,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             **context,
+            "seed": 0,
             "stage": choice["stage"],
             "batch": batch,
             "frames": frames,
@@ -93,11 +94,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 "aligned": "",
             },
             # Decay, betas and clipping are ours, after Moore-AnimateAnyone.
-            "optimizer": {
-                "learning_rate": LEARNING_RATE[choice["size"]],
-                "weight_decay": 1e-2,
-                "clip": 1.0,
-            },
+            "optimizer": generator.optimizer(LEARNING_RATE[choice["size"]]),
             "trained": "temporal" if choice["stage"] == 2 else "",
             "cross_view": 0.5 if choice["cross_view"] else 0.0,
             # A.1: 25 steps of DDIM, guidance of 2.5 on both domains.

@@ -34,6 +34,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     }
     return ml_collections.ConfigDict(
         {
+            "seed": 0,
             "stage": 1,
             "batch": BATCH[choice["size"]],
             "frames": 1,
@@ -52,7 +53,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 # Layer 10 of 16, counted from 0 (Fig. 10): the finest but one.
                 "aligned": "up1_attention0",
             },
-            "optimizer": {"learning_rate": 1e-4, "weight_decay": 1e-2, "clip": 1.0},
+            "optimizer": generator.optimizer(1e-4),
             "trained": "",
             "sampler": {"steps": 50, "guidance": 2.0},
         }

@@ -40,6 +40,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     reference = {**unet, "out_channels": 0, "temporal_modules": False}
     return ml_collections.ConfigDict(
         {
+            "seed": 0,
             "stage": choice["stage"],
             "batch": batch,
             "frames": frames,
@@ -68,7 +69,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 "alignment": 0.0,
                 "aligned": "",
             },
-            "optimizer": {"learning_rate": 1e-5, "weight_decay": 1e-2, "clip": 1.0},
+            "optimizer": generator.optimizer(1e-5),
             "trained": "temporal" if choice["stage"] == 2 else "",
             "sampler": {"steps": 25, "guidance": 1.0},
         }

@@ -1,0 +1,287 @@
+"""Trains the generator of any of the four papers.
+
+python -m experiments.train_denoiser --workdir=DIR \\
+    --config=experiments/configs/geodiff4d.py:stage=1,size=tiny
+
+Run the same command again to go on from the last checkpoint, on any mesh. Stage 2
+starts from the averaged weights of stage 1: --start=WORKDIR. `--data=random` trains on
+noise of the right shapes, to time steps.
+
+`--dry_run --mesh=256x8x1` says what the mesh would hold and compute, without it.
+
+Leaves in the workdir: run.json (config, versions, revision), log.jsonl and TensorBoard
+events, checkpoints/. SIGTERM saves and ends with exit status 0.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import sys
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+from jaxtyping import Array, Key
+
+from experiments import launch, paper_size, random_batches
+from experiments.configs import generator
+from geodiff_jax import checkpoint, reporting, sharding
+from geodiff_jax.io import atomic
+from geodiff_jax.training import denoising, loop
+from geodiff_jax.training import optimizer as optimizers
+from geodiff_jax.training import state as states
+
+_DATA = flags.DEFINE_enum("data", "random", ("random",), "Where batches come from.")
+_START = flags.DEFINE_string("start", None, "Workdir of the stage before.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Says what it would take, and ends.")
+_LOG_EVERY = flags.DEFINE_integer("log_every", 50, "Steps.", lower_bound=1)
+_SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    """From flags to a trained state on disk."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    config = launch.CONFIG.value
+    if config is None:
+        raise ValueError("Expected --config=experiments/configs/FILE.py, got none.")
+    if _DRY_RUN.value:
+        shape = launch.mesh_shape(launch.MESH.value or "1x1x1")
+        for name, value in requirements(config, sharding.abstract_mesh(shape)).items():
+            print(f"{name:<30}{value}")
+        return
+    if launch.WORKDIR.value is None:
+        raise ValueError("Expected --workdir=DIR, got none.")
+    launch.join_processes()
+    mesh = launch.mesh_of_all_devices(launch.MESH.value)
+    plan = loop.Plan(
+        steps=config.steps, log_every=_LOG_EVERY.value, save_every=_SAVE_EVERY.value
+    )
+    try:
+        state = train(
+            config, launch.WORKDIR.value, plan=plan, mesh=mesh, start=_START.value
+        )
+    except FloatingPointError as error:
+        print(f"train_denoiser: {error}", file=sys.stderr)
+        sys.exit(1)
+    if jax.process_index() == 0:
+        print(f"Step {int(state.step)} of {plan.steps} is in {launch.WORKDIR.value}.")
+
+
+def train(
+    config: generator.Config,
+    workdir: str,
+    *,
+    plan: loop.Plan,
+    mesh: jax.sharding.Mesh,
+    start: str | None = None,
+) -> states.TrainState:
+    """Trains from the workdir's last checkpoint, or from the start, to the plan's end.
+
+    Raises ValueError for what does not fit together, before anything is compiled.
+    """
+    sharding.check_batch(config.batch, mesh)
+    folder = pathlib.Path(workdir)
+    template = abstract_state(config, mesh)
+    placed = jax.tree.map(lambda x: x.sharding, template)
+    batches = random_batches.RandomBatches(
+        generator.batch_shapes(config),
+        references=config.get("references", 1),
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        seed=config.seed,
+    )
+    series = checkpoint.Series(folder / "checkpoints")
+    log = None
+    try:
+        with jax.set_mesh(mesh):
+            state = loop.resume(series, template, batches)
+            if state is None:
+                state = first_state(config, placed, start=start)
+            if jax.process_index() == 0:
+                record = reporting.manifest(config=config.to_dict())
+                atomic.write_text(folder / "run.json", json.dumps(record, indent=1))
+                log = reporting.Log(folder, tensorboard=True, after=int(state.step))
+            return loop.run(
+                step_of(config, placed, mesh),
+                state,
+                batches,
+                plan=plan,
+                work=work_of(config),
+                mesh=mesh,
+                log=log,
+                series=series,
+                metadata={"config": config.to_dict()},
+            )
+    finally:
+        series.close()
+        if log is not None:
+            log.close()
+
+
+def step_of(config: generator.Config, placed: Any, mesh: sharding.Mesh) -> loop.Step:
+    """One step of a config's training, jitted."""
+    settings = generator.optimizer_settings(config)
+    train_step = functools.partial(
+        denoising.train_step,
+        apply=generator.network(config).apply,
+        schedule=generator.schedule(config),
+        optimizer=optimizers.make(settings),
+        objective=generator.objective(config),
+        average=settings.average,
+        accumulate=settings.accumulate,
+        # With all else at rest, the encoder's statistics rest too.
+        train=not config.trained,
+    )
+    return loop.make_step(
+        train_step,
+        learning_rate=optimizers.learning_rate(settings),
+        placed=placed,
+        mesh=mesh,
+    )
+
+
+def work_of(config: generator.Config) -> loop.Work:
+    """What a step of a config does."""
+    images = config.batch * config.views * config.frames
+    return loop.Work(images=images, forward_flops=paper_size.forward_flops(config))
+
+
+def fresh_state(key: Key[Array, ""], config: generator.Config) -> states.TrainState:
+    """The state before the first step, of random weights."""
+    own, run_key = jax.random.split(key)
+    # Parameters know nothing of the batch, so one item makes them.
+    one = jax.tree.map(
+        lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), generator.batch_shapes(config)
+    )
+    variables: Any = generator.network(config).init(
+        own,
+        one.latents,
+        jnp.zeros((), int),
+        one.signals,
+        reference=one.reference,
+        driving=one.driving,
+    )
+    optimizer = optimizers.make(generator.optimizer_settings(config))
+    return states.initial_state(run_key, variables, optimizer, trained=config.trained)
+
+
+def abstract_state(config: generator.Config, mesh: sharding.Mesh) -> Any:
+    """The state's ShapeDtypeStructs, with their shardings; nothing is allocated."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(fresh_state, config=config), key)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        sharding.shardings(shapes, states.RULES, mesh),
+    )
+
+
+def first_state(
+    config: generator.Config, placed: Any, *, start: str | None
+) -> states.TrainState:
+    """Fresh, each device making its own part, or with the weights of another workdir.
+
+    Raises ValueError if there is no such workdir, or no need for it, or other networks.
+    """
+    if bool(config.trained) != (start is not None):
+        wanted = "--start, stage 1's workdir," if config.trained else "no --start"
+        raise ValueError(f"Expected {wanted} for stage {config.stage}.")
+    make = jax.jit(functools.partial(fresh_state, config=config), out_shardings=placed)
+    state = make(jax.random.key(config.seed))
+    if start is None:
+        return state
+    series = checkpoint.Series(pathlib.Path(start) / "checkpoints")
+    found = series.restore(None)
+    series.close()
+    if found is None:
+        raise ValueError(
+            f"Expected a workdir with a checkpoint as --start, got {start}."
+        )
+    return jax.device_put(started(state, found.tree, trained=config.trained), placed)
+
+
+def started(
+    state: states.TrainState, other: dict[str, Any], *, trained: str
+) -> states.TrainState:
+    """The state with the averaged weights of another stage's, and its statistics.
+
+    What this stage trains may be missing there. Raises ValueError for any other
+    difference.
+    """
+    weights: dict[Any, Any] = flax.traverse_util.flatten_dict(
+        optimizers.merge(other["average"], other["resting"] or {})
+    )
+
+    def take(params: Any, *, optional: bool) -> Any:
+        flat: dict[Any, Any] = flax.traverse_util.flatten_dict(params)
+        for name, value in flat.items():
+            if name not in weights and optional:
+                continue
+            flat[name] = weights.pop(name, np.zeros(0))
+            if flat[name].shape != value.shape:
+                raise ValueError(
+                    f"Expected {'/'.join(name)} of shape {value.shape} in the stage "
+                    f"before, got {flat[name].shape or 'nothing'}."
+                )
+        return flax.traverse_util.unflatten_dict(flat)
+
+    params = take(state.params, optional=bool(trained))
+    resting = take(state.resting, optional=False)
+    if weights:
+        raise ValueError(
+            "Expected the network of the stage before, got one without "
+            f"{'/'.join(min(weights))}."
+        )
+    return state.replace(
+        params=params,
+        resting=resting,
+        average=jax.tree.map(jnp.array, params),
+        statistics=other["statistics"] or {},
+    )
+
+
+def requirements(config: generator.Config, mesh: sharding.Mesh) -> dict[str, str]:
+    """What a run on a mesh would take, by name, ready to be read."""
+    state, devices = abstract_state(config, mesh), mesh.size
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    learning = _count(state.params)
+    gradients = sharding.bytes_per_device(state.params, placed.params)
+    held = sharding.bytes_per_device(state, placed)
+    flops = 3.0 * work_of(config).forward_flops
+    batch = generator.batch_shapes(config)
+    batch_bytes = sum(
+        math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch)
+    )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    items = f"{config.batch / parts:g} of {config.batch}"
+    if config.batch % parts:
+        items += f"; to run, set --config.batch to a multiple of {parts}"
+    return {
+        "mesh": " ".join(f"{name} {size}" for name, size in mesh.shape.items()),
+        "parameters": f"{(learning + _count(state.resting)) / 1e6:.2f} M",
+        "that learn": f"{learning / 1e6:.2f} M",
+        "state": f"{_bytes(state) / 1e9:.3f} GB",
+        "state per device": f"{held / 1e9:.3f} GB",
+        "gradients per device": f"{gradients / 1e9:.3f} GB",
+        "batch per device": f"{batch_bytes / parts / 1e6:.3f} MB",
+        "items per device": items,
+        "operations of a step": f"{flops / 1e12:.3f} TFLOP",
+        "operations per device": f"{flops / devices / 1e12:.3f} TFLOP",
+    }
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+if __name__ == "__main__":
+    launch.run(main)
