@@ -5,6 +5,8 @@ Euler's method is DDIM (Song et al. 2021, Eq. 14). Solvers are stepped inside
 `lax.scan`, as `diffrax.diffeqsolve` would gather a batch sharded over devices.
 """
 
+from typing import Any
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,8 @@ def sample(
 
     A solver also asks for times between the grid's, so it gives `denoise` scalar
     floats. sigma is infinite where no signal is left, and zero at the end has no time:
-    the step from there and the last step are DDIM's, at integer times. With `trajectory` all latents,
-    stacked in front: the start first, the sample last.
+    the step from there and the last step are DDIM's, at integer times. With
+    `trajectory` all latents, stacked in front: the start first, the sample last.
     """
     now, following = grids.steps(schedule, times)
     skip = int(schedule.zero_terminal and times[0] == schedule.num_times - 1)
@@ -39,17 +41,19 @@ def sample(
         t, next_t = now[index], following[index]
         return ddim.step(schedule, x, denoise(x, t), t, next_t).astype(x.dtype)
 
-    signal, noise = schedule.rates(now, ndim=1)
-    sigmas = noise[skip:] / signal[skip:]
-    path = [start[None]]
+    x, path = start, [start[None]]
     if skip:
-        path.append(straight(start, 0)[None])
+        x = straight(x, 0)
+        path.append(x[None])
     if len(times) > skip + 1:
-        x = path[-1][0]
-        path.append(_flow(denoise, schedule, x, sigmas, solver=solver))
+        x, between = _flow(
+            denoise, schedule, x, now[skip:], solver=solver, trajectory=trajectory
+        )
+        path.append(between)
     if len(times) > skip:
-        path.append(straight(path[-1][-1], -1)[None])
-    return jnp.concatenate(path) if trajectory else path[-1][-1]
+        x = straight(x, -1)
+        path.append(x[None])
+    return jnp.concatenate(path) if trajectory else x
 
 
 def time_of_sigma(
@@ -79,32 +83,38 @@ def _flow(
     denoise: schedules.Denoise,
     schedule: schedules.NoiseSchedule,
     x: Array,
-    sigmas: Array,
+    times: Array,
     *,
     solver: diffrax.AbstractSolver,
-) -> Array:
-    """The latents at all sigmas but the first."""
+    trajectory: bool,
+) -> tuple[Array, Any]:
+    """The latent at the last time, and those at all but the first if asked."""
+
+    def latent(sigma: Array, y: Array) -> Array:
+        return (y * jax.lax.rsqrt(1.0 + jnp.square(sigma))).astype(x.dtype)
 
     def slope(sigma: ArrayLike, y: Array, args: None) -> Array:
         del args
         sigma = jnp.asarray(sigma)
+        prediction = denoise(latent(sigma, y), time_of_sigma(schedule, sigma))
         signal = jax.lax.rsqrt(1.0 + jnp.square(sigma))
-        x_now = (signal * y).astype(x.dtype)
-        prediction = denoise(x_now, time_of_sigma(schedule, sigma))
         rates = (signal, sigma * signal)
         _, epsilon = schedules.separate_at(
-            x_now, prediction, *rates, kind=schedule.prediction
+            latent(sigma, y), prediction, *rates, kind=schedule.prediction
         )
         return epsilon.astype(y.dtype)
 
     terms = diffrax.ODETerm(slope)
 
-    def advance(carry: tuple, now: tuple[Array, Array]) -> tuple[tuple, Array]:
+    def advance(carry: tuple, now: tuple[Array, Array]) -> tuple[tuple, Any]:
         y, state = carry
         y, _, _, state, _ = solver.step(terms, *now, y, None, state, made_jump=False)
-        return (y, state), (y * jax.lax.rsqrt(1.0 + jnp.square(now[1]))).astype(x.dtype)
+        return (y, state), latent(now[1], y) if trajectory else None
 
+    signal, noise = schedule.rates(times, ndim=1)
+    sigmas = noise / signal
     y = x * jnp.sqrt(1.0 + jnp.square(sigmas[0]))
     state = solver.init(terms, sigmas[0], sigmas[1], y, None)
-    _, path = jax.lax.scan(advance, (y, state), (sigmas[:-1], sigmas[1:]))
-    return path
+    over = (sigmas[:-1], sigmas[1:])
+    (y, _), path = jax.lax.scan(advance, (y, state), over)
+    return latent(sigmas[-1], y), path
