@@ -1,0 +1,135 @@
+"""Driving crops: the face's box, shaken so that only the expression can be read off it.
+
+GeoDiff4D (Sec 3.1) changes brightness, contrast, saturation, noise, blur, scale,
+rotation and translation, of the driving crop alone. Its ranges are not given.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageFilter
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    """How far crops are changed; all values are ours."""
+
+    brightness: float = 0.2
+    """Factors of 1 - 0.2 to 1 + 0.2; likewise the next two."""
+    contrast: float = 0.2
+    saturation: float = 0.2
+    noise: float = 0.03
+    """Largest standard deviation, images in [0, 1]."""
+    blur: float = 1.5
+    """Largest standard deviation, pixels of a 224 x 224 crop; others in proportion."""
+    blurred: float = 0.3
+    """Probability."""
+    scale: float = 0.15
+    rotation_degrees: float = 15.0
+    shift: float = 0.08
+    """Of the crop's side."""
+    moved: float = 0.8
+    """Probability of scale, rotation and shift, together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One draw, the same for all frames of a clip; the defaults change nothing."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    noise: float = 0.0
+    blur: float = 0.0
+    scale: float = 1.0
+    """Above 1, more of the surroundings is seen."""
+    rotation_radians: float = 0.0
+    """Above 0, the window turns clockwise, the face in it counter-clockwise."""
+    shift: tuple[float, float] = (0.0, 0.0)
+    """Of the window, to the right and down, in sides of the box."""
+
+
+def draw(generator: np.random.Generator, ranges: Ranges) -> Change:
+    """A change within the ranges."""
+    u = generator.uniform(-1.0, 1.0, 7).tolist()
+    chance = generator.random(4).tolist()
+    moved = float(chance[0] < ranges.moved)
+    blurred = float(chance[1] < ranges.blurred)
+    return Change(
+        brightness=1.0 + ranges.brightness * u[0],
+        contrast=1.0 + ranges.contrast * u[1],
+        saturation=1.0 + ranges.saturation * u[2],
+        noise=ranges.noise * chance[2],
+        blur=blurred * ranges.blur * chance[3],
+        scale=1.0 + moved * ranges.scale * u[3],
+        rotation_radians=moved * math.radians(ranges.rotation_degrees) * u[4],
+        shift=(moved * ranges.shift * u[5], moved * ranges.shift * u[6]),
+    )
+
+
+def crop(
+    generator: np.random.Generator,
+    picture: UInt8[np.ndarray, "h w 3"],
+    box: Float[np.ndarray, "4"],
+    change: Change,
+    *,
+    size: int,
+) -> Float[np.ndarray, "size size 3"]:
+    """The square about the box, changed, in [0, 1]; white beyond the picture.
+
+    One resampling does crop, size and motion. The generator is for noise alone.
+    """
+    source = Image.fromarray(picture)
+    window = _window(box, change)
+    shrink = int(math.hypot(window[0], window[1]) / size)
+    if shrink > 1:  # Bilinear samples would skip pixels in between.
+        source = source.reduce(shrink)
+        window = window / shrink
+    moved = source.transform(
+        (size, size),
+        Image.Transform.AFFINE,
+        data=tuple(_affine(window, size)),
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=(255, 255, 255),
+    )
+    if change.blur > 0.0:
+        radius = change.blur * size / 224.0
+        moved = moved.filter(ImageFilter.GaussianBlur(radius))
+    return _recolor(generator, np.asarray(moved), change)
+
+
+def _window(box: Float[np.ndarray, "4"], change: Change) -> Float[np.ndarray, "4"]:
+    """(side cos, side sin, centre x, centre y) of the changed square, pixels."""
+    left, top, right, bottom = (float(x) for x in box)
+    side = max(right - left, bottom - top)
+    x = (left + right) / 2 + side * change.shift[0]
+    y = (top + bottom) / 2 + side * change.shift[1]
+    angle, scaled = change.rotation_radians, side * change.scale
+    return np.array([scaled * np.cos(angle), scaled * np.sin(angle), x, y])
+
+
+def _affine(window: Float[np.ndarray, "4"], size: int) -> Float[np.ndarray, "6"]:
+    """Pillow's coefficients: from the crop's pixels to the picture's."""
+    a, b = window[0] / size, window[1] / size
+    half = size / 2
+    x = window[2] - half * (a - b)
+    y = window[3] - half * (b + a)
+    return np.array([a, -b, x, b, a, y])
+
+
+def _recolor(
+    generator: np.random.Generator, picture: UInt8[np.ndarray, "h w 3"], change: Change
+) -> Float[np.ndarray, "h w 3"]:
+    image = picture.astype(np.float32) / 255.0
+    grey = image @ _LUMA
+    image = grey[..., None] + change.saturation * (image - grey[..., None])
+    mean = float(grey.mean())
+    image = change.brightness * (mean + change.contrast * (image - mean))
+    if change.noise > 0.0:
+        noise = generator.standard_normal(image.shape, np.float32)
+        image += np.float32(change.noise) * noise
+    return np.clip(image, 0.0, 1.0).astype(np.float32)

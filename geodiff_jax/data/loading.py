@@ -1,0 +1,308 @@
+"""Training examples read from records: what a `pairing.Choice` names, as arrays."""
+
+import dataclasses
+import functools
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from google.protobuf import message
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from geodiff_jax.data import augment, building, pairing, rays, schema
+
+ATTEMPTS = 8
+"""How many examples in a row may be unreadable (ours): more is a broken disk."""
+UNREADABLE = (ValueError, OSError, RuntimeError, SyntaxError, message.DecodeError)
+"""What readers of records and of PNGs raise for torn bytes."""
+RAYS = {"rays": rays.ray_map, "plucker": rays.plucker_map}
+"""Maps that are made of the cameras alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What examples hold; defaults are GeoDiff4D's, pictures not yet encoded."""
+
+    maps: tuple[str, ...] = ("head_pose",)
+    """Fields of `Conditioning`: of `schema.MAPS`, of `RAYS`, or masks."""
+    side: int = 64
+    """Of maps and latents."""
+    reference: bool = True
+    """Whether a reference net sees a picture; else references lie in slots."""
+    domains: tuple[str, ...] = ("image", "normal")
+    latents: bool = False
+    """Whether cached latents take the place of pictures."""
+    crop: int | None = 224
+    """Side of driving crops; None for none."""
+    ranges: augment.Ranges | None = dataclasses.field(default_factory=augment.Ranges)
+    """How far driving crops are changed; None for not at all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One dataset, as records that can be read in any order."""
+
+    name: str
+    records: Sequence[dict[str, Any]]
+    """As `schema.encode` makes them; `latents` (domain, h, w, c) if cached."""
+    index: building.Index
+    image: int
+    """Pixels along a side of its pictures."""
+    priority: float = 1.0
+    """Its share of a mixture, for its size (001, Sec 4.1)."""
+
+
+class StoredRecords(Sequence):
+    """Records of a finished dataset; only the fields asked for are decoded."""
+
+    def __init__(
+        self, data_path: str | pathlib.Path, split: str, fields: Sequence[str]
+    ) -> None:
+        self._path, self._fields = str(data_path), tuple(fields)
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        builder: Any = tfds.builder_from_directory(self._path)
+        self._raw = builder.as_data_source(split, deserialize_method=raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:  # pyright: ignore
+        features, decoders = _stored_features(self._path, self._fields)
+        return features.deserialize_example_np(self._raw[number], decoders=decoders)
+
+
+def open_source(
+    data_path: str | pathlib.Path,
+    split: str,
+    contents: Contents,
+    *,
+    priority: float = 1.0,
+) -> Source:
+    """A finished dataset's split.
+
+    Raises:
+      ValueError: the dataset is not finished, or lacks what the contents ask for.
+    """
+    index = building.read_index(data_path, split)
+    names = needed(contents)
+    _stored_features(str(data_path), names)
+    stored: Any = tfds.builder_from_directory(str(data_path)).info
+    return Source(
+        name=stored.name,
+        records=StoredRecords(data_path, split, names),
+        index=index,
+        image=stored.features["image"].shape[0],
+        priority=priority,
+    )
+
+
+def needed(contents: Contents) -> tuple[str, ...]:
+    """What has to be read of a record."""
+    names = [name for name in contents.maps if name in schema.MAPS]
+    names += ["latents"] if contents.latents else list(contents.domains)
+    if set(RAYS) & set(contents.maps):
+        names += ["camera_from_world", "intrinsics"]
+    if contents.crop is not None:
+        names += ["face_box", *(["image"] if "image" not in names else [])]
+    return (*names, "synthetic")
+
+
+class Loader:
+    """Examples of a source, each drawn round a record; the same for the same draws."""
+
+    def __init__(
+        self, source: Source, pair: pairing.Pairing, contents: Contents
+    ) -> None:
+        self._source, self._pair, self._contents = source, pair, contents
+        self._recordings = pairing.Recordings(source.index)
+
+    def __call__(self, anchor: int, generator: np.random.Generator) -> dict[str, Any]:
+        """An example, or another in place of one that cannot be read."""
+        for attempt in range(ATTEMPTS):
+            try:
+                example = self._load(anchor, generator)
+            except _Unreadable as error:
+                logging.warning(
+                    "%s: record %d replaced: %s", self._source.name, anchor, error
+                )
+                anchor = int(generator.integers(len(self._source.index)))
+                continue
+            return {**example, "replaced": np.asarray(attempt)}
+        raise ValueError(
+            f"Expected readable records in {self._source.name}, got {ATTEMPTS} broken "
+            "examples in a row; check the disk, or prepare the dataset again."
+        )
+
+    def _load(self, anchor: int, generator: np.random.Generator) -> dict[str, Any]:
+        contents = self._contents
+        choice = pairing.choose(generator, self._recordings, anchor, self._pair)
+        # Targets, drivers and references are often the same record.
+        reading = _Reading(self._source)
+        example = {
+            **self._shown(choice, reading),
+            "signals": self._signals(choice, reading),
+            "synthetic": np.asarray(bool(reading.record(anchor)["synthetic"])),
+            "frames": choice.frames,
+        }
+        if contents.reference:
+            example["reference"] = self._reference(choice.reference, reading)
+        if contents.crop is not None:
+            crops = self._driving(generator, choice.driving, reading, contents.crop)
+            example["driving"] = crops
+        return example
+
+    def _shown(self, choice: pairing.Choice, reading: "_Reading") -> dict[str, Any]:
+        if self._contents.latents:
+            latents = _stack(choice.targets, reading.latents)
+            # Domains stand first in records, and before views in batches.
+            return {"latents": np.moveaxis(latents, 2, 0)}
+        return {
+            name: _stack(choice.targets, functools.partial(reading.picture, name=name))
+            for name in self._contents.domains
+        }
+
+    def _signals(
+        self, choice: pairing.Choice, reading: "_Reading"
+    ) -> dict[str, np.ndarray]:
+        side, wanted = self._contents.side, self._contents.maps
+        slots = choice.reference_slots
+        ones = np.ones((*slots.shape, side, side, 1), np.float32)
+        drawn = {
+            "reference_mask": lambda: ones * slots[..., None, None, None],
+            # Pictures are stored without padding.
+            "crop_mask": lambda: ones,
+        }
+        signals = {}
+        for name in wanted:
+            if name in drawn:
+                signals[name] = drawn[name]()
+                continue
+            of_record = functools.partial(
+                reading.map, name=name, reference=choice.reference, side=side
+            )
+            signals[name] = _stack(choice.targets, of_record)
+        if not self._contents.reference:
+            signals["reference_slots"] = slots
+            if self._contents.latents:
+                held = _stack(choice.targets, lambda record: reading.latents(record)[0])
+                signals["reference_latents"] = held * slots[..., None, None, None]
+        return signals
+
+    def _reference(self, record: int, reading: "_Reading") -> dict[str, np.ndarray]:
+        if self._contents.latents:
+            seen = {"latents": reading.latents(record)[0]}
+        else:
+            seen = {"image": reading.picture(record, name="image")}
+        if "head_pose" in self._contents.maps:
+            side = self._contents.side
+            seen["head_pose"] = reading.map(
+                record, name="head_pose", reference=record, side=side
+            )
+        return seen
+
+    def _driving(
+        self,
+        generator: np.random.Generator,
+        records: Int[np.ndarray, "view time"],
+        reading: "_Reading",
+        size: int,
+    ) -> np.ndarray:
+        ranges = self._contents.ranges
+        # One change for a clip: faces that flicker would hide their motion.
+        change = augment.Change() if ranges is None else augment.draw(generator, ranges)
+
+        def one(record: int) -> np.ndarray:
+            picture = reading.picture(record, name="image")
+            box = reading.record(record)["face_box"]
+            return augment.crop(generator, picture, box, change, size=size)
+
+        return _stack(records, one)
+
+
+class _Unreadable(ValueError):
+    """Torn or spoilt data, as opposed to a mistake of ours."""
+
+
+class _Reading:
+    """What one example reads, each record and picture once."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._records: dict[int, dict[str, Any]] = {}
+        self._pictures: dict[tuple[int, str], np.ndarray] = {}
+
+    def record(self, number: int) -> dict[str, Any]:
+        """The fields of a record, finite."""
+        if number not in self._records:
+            try:
+                record = self._source.records[number]
+            except UNREADABLE as error:
+                raise _Unreadable(f"record {number}: {error}") from error
+            for name, value in record.items():
+                array = np.asarray(value)
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    raise _Unreadable(f"record {number}: NaN or infinity in {name}")
+            self._records[number] = record
+        return self._records[number]
+
+    def latents(self, number: int) -> np.ndarray:
+        """(domain, h, w, c)."""
+        return np.asarray(self.record(number)["latents"], np.float32)
+
+    def picture(self, number: int, *, name: str) -> UInt8[np.ndarray, "h w 3"]:
+        """Pixels of the image or the normals, as bytes."""
+        if (number, name) not in self._pictures:
+            side = self._source.image
+            try:
+                pixels = _decoded(self.record(number)[name])
+            except UNREADABLE as error:
+                raise _Unreadable(f"record {number}: {error}") from error
+            if pixels.shape != (side, side, 3):
+                raise _Unreadable(f"record {number}: {name} of shape {pixels.shape}")
+            self._pictures[number, name] = pixels
+        return self._pictures[number, name]
+
+    def map(self, number: int, *, name: str, reference: int, side: int) -> np.ndarray:
+        """A stored map, or rays relative to the reference's camera."""
+        record = self.record(number)
+        if name in RAYS:
+            first, pixels = self.record(reference), self._source.image
+            return RAYS[name](record, first, size=side, pixels=pixels)
+        drawn = np.asarray(record[name], np.float32)
+        if drawn.shape[:2] != (side, side):
+            raise _Unreadable(f"record {number}: {name} of shape {drawn.shape}")
+        return drawn
+
+
+def _decoded(stored: bytes | np.ndarray) -> UInt8[np.ndarray, "h w *c"]:
+    """Pixels of a PNG's bytes."""
+    content = stored if isinstance(stored, bytes) else np.asarray(stored).tobytes()
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def _stack(
+    records: Int[np.ndarray, "view time"], of_record: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """(view, time, ...) of what each record gives."""
+    rows = [np.stack([of_record(int(record)) for record in row]) for row in records]
+    return np.stack(rows)
+
+
+@functools.cache
+def _stored_features(path: str, names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+    """Features of a dataset, cut to those with these names; pictures stay bytes."""
+    stored: Any = tfds.builder_from_directory(path).info.features
+    missing = sorted(set(names) - set(stored))
+    if missing:
+        raise ValueError(
+            f"Expected {', '.join(missing)} in the records of {path}, got none; "
+            "prepare the dataset with them."
+        )
+    pictures = [name for name in names if name in building.PICTURES]
+    decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
+    return tfds.features.FeaturesDict({n: stored[n] for n in names}), decoders
