@@ -1,0 +1,1 @@
+"""Training data: one schema, a builder for each dataset, and batches of both."""

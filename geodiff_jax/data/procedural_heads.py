@@ -1,0 +1,369 @@
+"""Heads that need no licence and no download: built, dressed, lit and rendered.
+
+People of `head.procedural` in looks of `appearance`, with exact normals and mattes.
+All ranges are ours. Everything follows from a seed, part by part: a part is a person.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import jaxlie
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Array, Float, Key
+
+from geodiff_jax import numerics
+from geodiff_jax.appearance import hair as hairs
+from geodiff_jax.appearance import lighting, studio, texture
+from geodiff_jax.appearance import look as appearance
+from geodiff_jax.appearance.hair import Hair
+from geodiff_jax.data import building, schema
+from geodiff_jax.geometry import camera as cameras
+from geodiff_jax.geometry import mesh
+from geodiff_jax.geometry.camera import Camera
+from geodiff_jax.head import landmarks, procedural
+from geodiff_jax.head import model as head_model
+from geodiff_jax.head.model import HeadModel, HeadParams
+from geodiff_jax.render import condition_maps, mesh_rasterizer
+
+LICENCE = "Rendered from numbers and formulas: no rights reserved."
+DISTANCE = 1.0
+"""Metres from the head's middle to the camera."""
+ZOOM = 2.9
+"""Focal length in widths of the picture: the head with its hair fills it."""
+MIDDLE = (0.0, -0.02, 0.0)
+"""Of head and upper neck, head frame."""
+FACE_MARGIN = 1.1
+"""The face's box over that of its landmarks, as in X-NeMo's driving crops."""
+LEAST_VISIBLE = 0.95
+"""Share of the head inside the picture (002, supplement D)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How many of everything, and how large."""
+
+    sizes: schema.Sizes = schema.Sizes(image=128, map=16)
+    subjects: int = 48
+    held_out: int = 4
+    """The last subjects: in the split "held_out", never in "train"."""
+    clips: int = 2
+    frames: int = 8
+    views: int = 3
+    texture: int = 256
+    """Texels along a side of a person's albedo."""
+    seed: int = 0
+
+    def parts(self) -> dict[str, list[str]]:
+        """Names of subjects, by split."""
+        names = [f"person{number:05d}" for number in range(self.subjects)]
+        train = self.subjects - self.held_out
+        return {"train": names[:train], "held_out": names[train:]}
+
+
+PLANS = {
+    # 64 x 64 in seconds, for tests; the tiny size's; the paper's pictures.
+    "toy": Plan(schema.Sizes(64, 8), 3, 1, clips=1, frames=2, views=2, texture=64),
+    "tiny": Plan(),
+    "paper": Plan(schema.Sizes(), 10_000, 100, frames=16, views=16, texture=1024),
+}
+
+
+@dataclasses.dataclass
+class PlanConfig(tfds.core.BuilderConfig):
+    """A plan under a name."""
+
+    plan: Plan = PLANS["tiny"]
+
+
+class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
+    """Packs the parts of a plan; makes those that are not in `parts` on the way."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        PlanConfig(name=name, description=name, plan=plan)
+        for name, plan in PLANS.items()
+    ]
+
+    def __init__(self, *, parts: pathlib.Path | None = None, **kwargs) -> None:
+        self.parts = parts
+        super().__init__(**kwargs)
+
+    @property
+    def plan(self) -> Plan:
+        """What is built."""
+        return self.builder_config.plan  # pyright: ignore
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            features=schema.features(self.plan.sizes, procedural.load()),
+            license=LICENCE,
+            # Records lie in the order in which their index counts them.
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager
+        return {
+            split: self._generate_examples(names)
+            for split, names in self.plan.parts().items()
+            if names
+        }
+
+    def _generate_examples(self, names: list[str]) -> Iterator[tuple[int, dict]]:
+        number = 0
+        for name in names:
+            for encoded in self._encoded(name):
+                yield number, building.to_record(encoded)
+                number += 1
+
+    def _encoded(self, name: str) -> Iterator[dict[str, np.ndarray]]:
+        if self.parts is not None:
+            yield from building.read_part(self.parts, name)[0]
+            return
+        for example in examples(name, self.plan):
+            if isinstance(example, schema.Example):
+                yield schema.encode(example)
+
+
+def examples(name: str, plan: Plan) -> Iterator[schema.Example | building.Skipped]:
+    """All pictures of one person, the same at every call; misfits say why."""
+    head = procedural.load()
+    number = int(name.removeprefix("person"))
+    person_key, clips_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(plan.seed), number)
+    )
+    person = _person(person_key, head, plan)
+    for clip, key in enumerate(jax.random.split(clips_key, plan.clips)):
+        light_key, motion_key = jax.random.split(key)
+        lamps = lighting.sample_lighting(light_key)
+        motion = sample_motion(motion_key, head, person.identity, frames=plan.frames)
+        for frame, params in enumerate(motion):
+            for view, camera in enumerate(person.views):
+                example = _example(head, person, lamps, params, camera, plan)
+                example = dataclasses.replace(
+                    example,
+                    subject=name,
+                    clip=f"clip{clip}",
+                    frame=frame,
+                    view=f"view{view}",
+                )
+                yield _admit(example, plan.sizes, head)
+
+
+def _admit(
+    example: schema.Example, sizes: schema.Sizes, head: HeadModel
+) -> schema.Example | building.Skipped:
+    visible = _visible(example, head)
+    if visible < LEAST_VISIBLE:
+        reason = f"{visible:.0%} of the head in the picture"
+        return building.Skipped(example.name, reason)
+    schema.check(example, sizes, head)
+    return example
+
+
+@dataclasses.dataclass(frozen=True)
+class _Person:
+    """What stays through all clips of one."""
+
+    identity: Float[Array, " i"]
+    look: appearance.Look
+    maps: texture.Maps
+    hair: Hair
+    views: list[Camera]
+
+
+def _person(key: Key[Array, ""], head: HeadModel, plan: Plan) -> _Person:
+    identity_key, look_key, views_key = jax.random.split(key, 3)
+    identity = procedural.sample_identity(identity_key, head)
+    look = appearance.sample_look(look_key)
+    return _Person(
+        identity,
+        look,
+        texture.bake_maps(head, look, size=plan.texture),
+        hairs.grow(head, look, identity=identity),
+        sample_views(views_key, plan.views, size=plan.sizes.image),
+    )
+
+
+def sample_views(key: Key[Array, ""], count: int, *, size: int) -> list[Camera]:
+    """Cameras round the face: evenly spread in yaw over 120 degrees, then shaken.
+
+    Pitch is -15 to 20 degrees; distance and focal length differ a little.
+    """
+    draws = np.asarray(jax.random.uniform(key, (count, 4)), np.float64)
+    views = []
+    for number, (turn, lift, far, zoom) in enumerate(draws):
+        yaw = np.radians(-60.0 + 120.0 * (number + turn) / count)
+        pitch = np.radians(-15.0 + 35.0 * lift)
+        away = DISTANCE * (0.9 + 0.2 * far)
+        direction = np.array(
+            [np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)]
+        )
+        middle = np.array(MIDDLE)
+        focal = ZOOM * (0.92 + 0.16 * zoom) * away / DISTANCE * size
+        views.append(
+            cameras.look_at(
+                jnp.asarray(middle + away * direction, jnp.float32),
+                jnp.asarray(middle, jnp.float32),
+                up=jnp.asarray([0.0, 1.0, 0.0]),
+                focal=float(focal),
+                width=size,
+                height=size,
+            )
+        )
+    return views
+
+
+def sample_motion(
+    key: Key[Array, ""], head: HeadModel, identity: Float[Array, " i"], *, frames: int
+) -> list[HeadParams]:
+    """A face on its way from one expression and pose to another, at a smooth pace."""
+    expression_key, pose_key = jax.random.split(key)
+    ends = [
+        np.asarray(procedural.sample_expression(one, head, count=6))
+        for one in jax.random.split(expression_key)
+    ]
+    poses = np.asarray(jax.random.normal(pose_key, (2, 4, 3)), np.float64)
+    rest = head_model.neutral(head).replace(identity=identity)
+    motion = []
+    for frame in range(frames):
+        share = frame / max(frames - 1, 1)
+        ease = share * share * (3.0 - 2.0 * share)
+        turn, neck, gaze, shift = (1.0 - ease) * poses[0] + ease * poses[1]
+        values = {
+            "expression": (1.0 - ease) * ends[0] + ease * ends[1],
+            # Nods and turns more than leans.
+            "rotation": np.clip(turn, -2, 2) * np.radians([5.0, 9.0, 3.0]),
+            "neck": np.clip(neck, -2, 2) * np.radians([4.0, 5.0, 3.0]),
+            "eyes": np.tile(np.clip(gaze, -2, 2) * np.radians([4, 7, 0]), (2, 1)),
+            "translation": np.clip(shift, -2, 2) * 0.002,
+        }
+        changed = {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
+        motion.append(rest.replace(**changed))
+    return motion
+
+
+def _example(
+    head: HeadModel,
+    person: _Person,
+    lamps: lighting.Lighting,
+    params: HeadParams,
+    camera: Camera,
+    plan: Plan,
+) -> schema.Example:
+    """The picture with its maps; labels are the caller's."""
+    image, mask = studio.photograph(
+        head,
+        params,
+        person.look,
+        lamps,
+        camera,
+        maps=person.maps,
+        hair=person.hair,
+        background=1.0,
+    )
+    mask = np.clip(mask, 0.0, 1.0)
+    normals = np.asarray(normals_of(head, params, person.hair, camera))
+    maps, box = _maps(head, params, camera, size=plan.sizes.map)
+    return schema.Example(
+        image=np.clip(image, 0.0, 1.0),
+        normal=schema.unit_normals(normals, mask),
+        mask=mask,
+        camera_from_world=np.asarray(camera.camera_from_world.parameters()),
+        intrinsics=np.asarray(camera.intrinsics),
+        params=jax.tree.map(np.asarray, params),
+        head_version=head.version,
+        maps={name: np.asarray(maps[name]) for name in plan.sizes.maps},
+        face_box=np.asarray(box),
+        subject="",
+        clip="",
+        frame=0,
+        view="",
+        synthetic=True,
+        licence=LICENCE,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("supersample",))
+def normals_of(
+    head: HeadModel,
+    params: HeadParams,
+    hair: Hair,
+    camera: Camera,
+    *,
+    supersample: int = 2,
+) -> Float[Array, "h w 3"]:
+    """Normals of skin and of the hair's volume, averaged over each pixel's samples.
+
+    House axes, not of unit length at edges. A strand's normal points away from the
+    head and half across the strand (ours): what an estimator would say of a photograph.
+    """
+    vertices = head_model.vertices(head, params)
+    strands = hairs.pose(hair, vertices, head.faces)
+    viewer = numerics.normalize(camera.position - strands[:, 0])
+    flat = hairs.ribbons(strands, hair.width, viewer)
+    ribbon_faces = hairs.ribbon_faces(*strands.shape[:2]) + len(vertices)
+    along = hairs.tangents(strands)
+    outward = numerics.normalize(strands - jnp.mean(vertices, axis=0))
+    lengthwise = jnp.sum(outward * along, axis=-1, keepdims=True)
+    volume = numerics.normalize(outward - 0.5 * lengthwise * along)
+    skin = mesh.vertex_normals(vertices, head.faces)
+    faces = jnp.concatenate([head.faces, ribbon_faces])
+    fine = camera.resize(
+        width=supersample * camera.width, height=supersample * camera.height
+    )
+    fragments = mesh_rasterizer.rasterize(
+        jnp.concatenate([vertices, flat]), faces, fine
+    )
+    # Two vertices of a ribbon for each point of its strand.
+    world = jnp.concatenate([skin, jnp.repeat(volume.reshape(-1, 3), 2, axis=0)])
+    local = condition_maps.normals_in_view(world, camera)
+    normals = mesh_rasterizer.interpolate(fragments, faces, local)
+    # Hair that shows from beyond the horizon lies on the outline; the inside of the
+    # neck, seen from below, turns its other side.
+    away = normals[..., 2:]
+    onto = jnp.concatenate([normals[..., :2], jnp.maximum(away, 0.0)], axis=-1)
+    turned = jnp.where(away < -0.2, -normals, normals)
+    is_hair = (fragments.face >= len(head.faces))[..., None]
+    seen = numerics.normalize(jnp.where(is_hair, onto, turned))
+    return condition_maps.area_reduce(seen, supersample)
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _maps(
+    head: HeadModel, params: HeadParams, camera: Camera, *, size: int
+) -> tuple[dict[str, Float[Array, "m m c"]], Float[Array, "4"]]:
+    """Condition maps by their names, and the box of the face."""
+    code, offset = condition_maps.surface_maps(head, params, camera, size=size)
+    pose = condition_maps.head_pose_map(head, params, camera, size=size)
+    maps = {"head_pose": pose, "position_code": code, "expression_offset": offset}
+    marks = landmarks.positions(head, head_model.vertices(head, params))
+    pixels, _ = camera.project(marks)
+    lower, upper = jnp.min(pixels, axis=0), jnp.max(pixels, axis=0)
+    middle, half = (lower + upper) / 2, FACE_MARGIN * jnp.max(upper - lower) / 2
+    return maps, jnp.concatenate([middle - half, middle + half])
+
+
+def _visible(example: schema.Example, head: HeadModel) -> float:
+    """Share of the head's vertices that lie inside the picture."""
+    side = len(example.image)
+    pose = jaxlie.SE3(jnp.asarray(example.camera_from_world))
+    camera = Camera(pose, jnp.asarray(example.intrinsics), side, side)
+    return float(_share_inside(head, jax.tree.map(jnp.asarray, example.params), camera))
+
+
+@jax.jit
+def _share_inside(
+    head: HeadModel, params: HeadParams, camera: Camera
+) -> Float[Array, ""]:
+    pixels, depth = camera.project(head_model.vertices(head, params))
+    inside = jnp.all((pixels >= 0) & (pixels <= camera.width), axis=-1) & (depth > 0)
+    counted = condition_maps.head_vertices(head)
+    return jnp.sum(inside & counted) / jnp.sum(counted)
