@@ -135,12 +135,47 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b hh ww c"]:
         """Twice the height and width."""
+        return _ConvOfFour(self.dtype, name="conv")(x)
+
+
+class _ConvOfFour(nn.Module):
+    """A 3x3 convolution of a map whose pixels are each repeated to be 2x2.
+
+    Its nine taps fall on four different pixels, which ones depends on where in its 2x2
+    a result lies: four convolutions of 2x2 summed taps, in 4/9 of the arithmetic.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b hh ww c"]:
         *batch, height, width, channels = x.shape
-        x = jnp.broadcast_to(
-            x[..., :, None, :, None, :], (*batch, height, 2, width, 2, channels)
-        )
-        x = x.reshape(*batch, 2 * height, 2 * width, channels)
-        return conv(channels, dtype=self.dtype, name="conv")(x)
+        start, shape = nn.initializers.lecun_normal(), (3, 3, channels, channels)
+        kernel = self.param("kernel", start, shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        x = x.reshape(-1, height, width, channels).astype(self.dtype)
+
+        def results(i: int, j: int) -> jax.Array:
+            """Those in row i and column j of every 2x2."""
+            taps = _sum_taps(_sum_taps(kernel, i, axis=0), j, axis=1)
+            return jax.lax.conv_general_dilated(
+                x,
+                taps.astype(self.dtype),
+                window_strides=(1, 1),
+                padding=[(1 - i, i), (1 - j, j)],
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        rows = [jnp.stack([results(i, 0), results(i, 1)], axis=3) for i in (0, 1)]
+        y = jnp.stack(rows, axis=2) + bias.astype(self.dtype)
+        return y.reshape(*batch, 2 * height, 2 * width, channels)
+
+
+def _sum_taps(kernel: jax.Array, place: int, *, axis: int) -> jax.Array:
+    """Three taps to two, for the first or the second of two equal pixels."""
+    before, here, after = jnp.split(kernel, 3, axis)
+    pair = (before, here + after) if place == 0 else (before + here, after)
+    return jnp.concatenate(pair, axis)
 
 
 class FeedForward(nn.Module):

@@ -65,13 +65,14 @@ def test_residual_blocks_start_as_the_identity():
     np.testing.assert_array_equal(found, x)
 
 
-def test_upsampling_repeats_pixels_before_its_convolution():
-    x = normal(2, 3, 4, 2)
-    kernel = np.zeros((3, 3, 2, 2), np.float32)
-    kernel[1, 1] = np.eye(2)
-    params = {"conv": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}
-    expected = x.repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_array_equal(apply(layers.Upsample(), params, x), expected)
+@pytest.mark.parametrize(("height", "width"), [(3, 4), (1, 1)])
+def test_upsampling_repeats_pixels_before_its_convolution(height, width):
+    x = normal(2, 3, height, width, 4)
+    params = {"conv": {"kernel": normal(3, 3, 4, 4), "bias": normal(4, seed=1)}}
+    repeated = x.repeat(2, axis=-3).repeat(2, axis=-2)
+    expected = apply(nn.Conv(4, (3, 3), padding=1), params["conv"], repeated)
+    # Taps are summed before they are multiplied: 36 terms of about 1 in float32.
+    np.testing.assert_allclose(apply(layers.Upsample(), params, x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("padding", "first"), [((1, 1), 0), ((0, 1), 1)])
