@@ -23,7 +23,6 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags, logging
 from jaxtyping import Array, Key
 
@@ -222,11 +221,12 @@ def started(
         for name, value in flat.items():
             if name not in weights and optional:
                 continue
-            flat[name] = weights.pop(name, np.zeros(0))
-            if flat[name].shape != value.shape:
+            flat[name] = weights.pop(name, None)
+            found = getattr(flat[name], "shape", "nothing")
+            if found != value.shape:
                 raise ValueError(
                     f"Expected {'/'.join(name)} of shape {value.shape} in the stage "
-                    f"before, got {flat[name].shape or 'nothing'}."
+                    f"before, got {found}."
                 )
         return flax.traverse_util.unflatten_dict(flat)
 

@@ -78,7 +78,8 @@ class Work:
     images: int
     """Frames of all views in a batch; all domains of one count once."""
     forward_flops: float
-    """Of the batch. A step needs three times as many; what remat adds is no gain."""
+    """Of the batch. A step counts as three times as many: what remat adds is no gain,
+    and what resting parameters save is not taken off."""
 
 
 def make_step(

@@ -1,0 +1,235 @@
+"""The command that trains the generator: its door, its sums, and its meshes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import launch, random_batches, train_denoiser
+from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
+from geodiff_jax import sharding
+from geodiff_jax.training import loop
+from geodiff_jax.training import optimizer as optimizers
+from geodiff_jax.training import state as states
+from tests.experiments import small
+
+CONFIG = "--config=experiments/configs/geoface.py:size=tiny"
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+"""Compiled without LLVM's optimisations, which takes less and changes no result."""
+
+
+def command(*words, check=True):
+    """Runs a module with eight devices."""
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=check,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((CONFIG, "--config.optimizer.learning_rte=1"), "learning_rate"),
+        (
+            (CONFIG, "--mesh=3x1x1", "--workdir={}"),
+            "8 devices, which are here, got 3x1",
+        ),
+    ],
+)
+def test_bad_flags_end_with_status_2_and_a_sentence(tmp_path, words, message):
+    words = [word.format(tmp_path / "run") for word in words]
+    ended = command("experiments.train_denoiser", *words, check=False)
+    (sentence,) = ended.stderr.strip().splitlines()
+    assert ended.returncode == 2 and message in sentence
+    assert sentence.startswith("train_denoiser: ") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "8", "8x1", "8x1x1x1", "axbxc", "8x-1x1"])
+def test_meshes_that_are_none_are_refused(text):
+    with pytest.raises(ValueError, match="data x fsdp x tensor"):
+        launch.mesh_shape(text)
+
+
+def test_a_config_files_own_sentence_is_what_one_reads(capsys):
+    trace = "Error: Traceback (most recent call last):\n  File x\nValueError: Say: no."
+    for reason in (trace, KeyError("Say: no."), ValueError("Say: no.")):
+        with pytest.raises(SystemExit) as stop:
+            launch.refuse(reason)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.endswith(": Say: no.\n")
+
+
+SETTINGS = {
+    "geodiff4d": (geodiff4d, ""),
+    "cap4d": (cap4d, ""),
+    "geoface": (geoface, ""),
+    "learn2control": (learn2control, ""),
+}
+
+
+@pytest.mark.parametrize("paper", SETTINGS)
+def test_random_batches_are_the_same_for_any_number_of_processes(paper):
+    module, argument = SETTINGS[paper]
+    shapes = generator.batch_shapes(module.get_config(argument))
+    whole = random_batches.RandomBatches(shapes, references=2)
+    parts = [
+        random_batches.RandomBatches(shapes, references=2, process=i, processes=2)
+        for i in (0, 1)
+    ]
+    for _ in range(2):
+        batch = next(whole)
+        halves = [next(part) for part in parts]
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *halves)
+        jax.tree.map(np.testing.assert_array_equal, joined, batch)
+        jax.tree.map(
+            lambda x, s: np.testing.assert_equal(x.shape, s.shape), batch, shapes
+        )
+    later = random_batches.RandomBatches(shapes, references=2)
+    later.set_state(json.loads(json.dumps(whole.get_state())))
+    jax.tree.map(np.testing.assert_array_equal, next(later), next(whole))
+
+
+@pytest.fixture(scope="module")
+def paper_state():
+    """Of both stages in one: everything learns, temporal modules included."""
+    config = geodiff4d.get_config("stage=2,size=paper")
+    config.trained = ""
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+
+
+@pytest.mark.parametrize("shape", [(32, 8, 1), (1, 64, 1), (4, 8, 8)])
+def test_a_device_holds_its_share_of_the_papers_state(paper_state, shape):
+    mesh = sharding.abstract_mesh(shape)
+    placed = sharding.shardings(paper_state, states.RULES, mesh)
+    held = sharding.bytes_per_device(paper_state, placed)
+    whole = sum(
+        math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(paper_state)
+    )
+    assert whole / mesh.size <= held <= 1.1 * whole / shape[1]
+    if shape[1] == 64:
+        assert held < 1e9
+
+
+@pytest.mark.parametrize("paper", ["cap4d", "geoface", "learn2control"])
+def test_rules_know_every_parameter(paper):
+    """GeoDiff4D's are in the test before. Vectors are told from kernels by name."""
+    module, argument = SETTINGS[paper]
+    mesh = sharding.abstract_mesh((1, 8, 1))
+    state = train_denoiser.abstract_state(module.get_config(argument), mesh)
+    for path, leaf in jax.tree.leaves_with_path(state.params):
+        spread = any(leaf.sharding.spec)
+        assert spread == (path[-1].key == "kernel"), jax.tree_util.keystr(path)
+
+
+def without(rules, word):
+    return [(pattern, spec) for pattern, spec in rules if word not in pattern]
+
+
+def test_without_a_rule_parameters_are_refused(paper_state):
+    mesh = sharding.abstract_mesh((1, 8, 1))
+    with pytest.raises(
+        ValueError, match="rule for the partition of params/.*/embedding"
+    ):
+        sharding.shardings(paper_state, without(states.RULES, "bias"), mesh)
+
+
+def stage(names, *, trained="", value=0.0):
+    params = {name: {"kernel": jnp.full((2, 2), value)} for name in names}
+    optimizer = optimizers.make(optimizers.Settings())
+    variables = {"params": params, "batch_stats": {"mean": jnp.full(2, value)}}
+    return states.initial_state(
+        jax.random.key(0), variables, optimizer, trained=trained
+    )
+
+
+def saved(state):
+    """As a checkpoint without a template gives it back."""
+    return {
+        name: jax.tree.map(np.asarray, getattr(state, name))
+        for name in ("average", "resting", "statistics")
+    }
+
+
+def test_the_second_stage_starts_from_the_averages_of_the_first():
+    first = stage(("a", "b"), value=1.0)
+    first = first.replace(average=jax.tree.map(lambda x: x + 1, first.params))
+    second = stage(("a", "b", "temporal"), trained="temporal")
+    found = train_denoiser.started(second, saved(first), trained="temporal")
+    assert (found.resting["a"]["kernel"] == 2).all()
+    assert (found.params["temporal"]["kernel"] == 0).all()
+    assert (found.statistics["mean"] == 1).all()
+    assert jax.tree.structure(found) == jax.tree.structure(second)
+    again = train_denoiser.started(second, saved(found), trained="temporal")
+    jax.tree.map(np.testing.assert_array_equal, again, found)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("a",), "b/kernel .* got nothing"), (("a", "b", "c"), "without c/kernel")],
+)
+def test_other_networks_are_no_stage_before(names, message):
+    second = stage(("a", "b", "temporal"), trained="temporal")
+    with pytest.raises(ValueError, match=message):
+        train_denoiser.started(second, saved(stage(names)), trained="temporal")
+
+
+@pytest.mark.parametrize(("argument", "start"), [("stage=2", None), ("stage=1", "x")])
+def test_only_a_second_stage_starts_from_another(argument, start):
+    config = geodiff4d.get_config(argument)
+    with pytest.raises(ValueError, match="--start"):
+        train_denoiser.first_state(config, None, start=start)
+
+
+def test_requirements_add_up(monkeypatch):
+    config = small.config()
+    monkeypatch.setattr(train_denoiser, "work_of", lambda _: loop.Work(16, 1e12))
+    said = train_denoiser.requirements(config, sharding.abstract_mesh((2, 8, 1)))
+    assert said["that learn"] == said["parameters"]
+    assert said["items per device"].startswith("0.5 of 8; to run, set --config.batch")
+    assert said["operations per device"] == "0.188 TFLOP"  # 3 / 16
+
+
+@pytest.mark.slow
+def test_meshes_of_eight_devices_have_the_losses_of_one():
+    shapes = ("1x1x1", "8x1x1", "2x2x2", "1x8x1", "1x1x8")
+    lines = command("tests.experiments.meshes", *shapes).stdout.splitlines()
+    one, *many = map(json.loads, lines)
+    assert len(one["losses"]) == 5 and len(set(one["losses"])) == 5
+    assert len(many) == 4
+    for found in many:
+        np.testing.assert_allclose(found["losses"], one["losses"], rtol=1e-5)
+        # Parameters come together layer by layer, and never as a whole.
+        assert found["largest"] < 0.2 * found["parameters"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_its_workdir(tmp_path):
+    words = (
+        "experiments.train_denoiser",
+        CONFIG,
+        f"--workdir={tmp_path}",
+        "--config.latents=4",
+        "--config.batch=8",
+        "--log_every=1",
+        "--save_every=1",
+    )
+    command(*words, "--config.steps=2", "--mesh=8x1x1")
+    assert "Step 3 of 3" in command(*words, "--config.steps=3", "--mesh=2x2x2").stdout
+    lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"]["latents"] == 4
+    ended = command(*words, "--config.model.unet.channels=64", check=False)
+    assert ended.returncode == 2 and "another configuration" in ended.stderr
