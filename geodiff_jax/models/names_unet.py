@@ -219,7 +219,7 @@ def _attends(module: unet.UNet, where: str, level: int) -> bool:
 
 def _skips(module: unet.UNet) -> dict[str, bool]:
     """Whether residual blocks have a skip convolution: where widths differ."""
-    widths = [module.channels * multiplier for multiplier in module.multipliers]
+    widths = module.widths
     width, kept, found = module.channels, [module.channels], {}
     for where, level, count in _stages(module):
         for i in range(count):
@@ -309,8 +309,5 @@ def _mentions(tensors: Tensors, part: str) -> bool:
 
 
 def _sizes(channels: int, widths: list[int]) -> dict[str, Any]:
-    if not widths or any(width % channels for width in widths):
-        raise ValueError(
-            f"Expected widths of levels in multiples of {channels}, got {widths}."
-        )
-    return {"channels": channels, "multipliers": tuple(w // channels for w in widths)}
+    multipliers = (w // channels if w % channels == 0 else w / channels for w in widths)
+    return {"channels": channels, "multipliers": tuple(multipliers)}

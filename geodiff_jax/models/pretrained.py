@@ -193,29 +193,34 @@ def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sd15(tensors: Tensors, sizes: dict[str, Any]) -> Plan:
-    return _diffusers(tensors, {"heads": 8} | sizes, modules=False)
+    return _diffusers(tensors, sizes, {"heads": 8})
 
 
 def _sd21(tensors: Tensors, sizes: dict[str, Any]) -> Plan:
-    return _diffusers(tensors, {"head_width": 64} | sizes, modules=False)
+    return _diffusers(tensors, sizes, {"head_width": 64})
 
 
 def _xnemo_reference(tensors: Tensors, sizes: dict[str, Any]) -> Plan:
-    sizes = {"heads": 8, "out_channels": 0} | sizes
-    return _diffusers(tensors, sizes, modules=False)
+    return _diffusers(tensors, {"out_channels": 0} | sizes, {"heads": 8})
 
 
 def _xnemo_denoising(tensors: Tensors, sizes: dict[str, Any]) -> Plan:
-    return _diffusers(tensors, {"heads": 8} | sizes, modules=True)
+    return _diffusers(tensors, sizes, {"heads": 8}, modules=True)
 
 
-def _diffusers(tensors: Tensors, sizes: dict[str, Any], *, modules: bool) -> Plan:
+def _diffusers(
+    tensors: Tensors,
+    sizes: dict[str, Any],
+    default: dict[str, int],
+    *,
+    modules: bool = False,
+) -> Plan:
     """What the kind of file must have is demanded, so that half a file is refused."""
     told = names_unet.diffusers_fields(tensors)
     told["out_channels"] = told["out_channels"] or 4
     told |= {"cross_attention": True}
     told |= {"expression_modules": modules, "temporal_modules": modules}
-    module = _unet(told, sizes)
+    module = _unet(told, sizes, default)
     positions = names_unet.stored_positions(module)
     for name in positions:
         check_positions(name, tensors)
@@ -233,7 +238,7 @@ def _diffusers(tensors: Tensors, sizes: dict[str, Any], *, modules: bool) -> Pla
 
 def _mmdm(tensors: Tensors, sizes: dict[str, Any]) -> Plan:
     told = names_unet.compvis_fields(tensors) | {"cross_attention": False, "maps": True}
-    module = _unet(told, _head_sizes(sizes))
+    module = _unet(told, sizes, {"head_width": 64})
     inputs = {"maps": _inputs(tensors, "cond_linear.")}
     channels = tensors["input_blocks.0.0.weight"].shape[1]
     return Plan(
@@ -243,23 +248,22 @@ def _mmdm(tensors: Tensors, sizes: dict[str, Any]) -> Plan:
     )
 
 
-def _head_sizes(sizes: dict[str, Any]) -> dict[str, Any]:
-    return sizes if "heads" in sizes else {"head_width": 64} | sizes
+def _unet(
+    told: dict[str, Any], sizes: dict[str, Any], default: dict[str, int]
+) -> unet.UNet:
+    """Of what the tensors tell and the sizes, which overrule it.
 
-
-def _unet(told: dict[str, Any], sizes: dict[str, Any]) -> unet.UNet:
-    """Of what the tensors tell, and the sizes, which overrule it."""
+    `default` is a number of heads or their width, for sizes with neither.
+    """
     fields = {f.name for f in dataclasses.fields(unet.UNet)}
     _refuse_unknown(sizes, fields | {"head_width"})
-    told = told | sizes
-    if "head_width" in told:
-        width = told.pop("head_width")
-        told.setdefault(
-            "heads", tuple(told["channels"] * m // width for m in told["multipliers"])
-        )
-    if isinstance(told["heads"], int):
-        told["heads"] = (told["heads"],) * len(told["multipliers"])
-    return unet.UNet(**told)
+    told = told | ({} if sizes.keys() & {"heads", "head_width"} else default) | sizes
+    heads, head_width = told.pop("heads", None), told.pop("head_width", None)
+    module = unet.UNet(**told, heads=())
+    if heads is None:
+        heads = [width // head_width for width in module.widths]
+    per_level = np.broadcast_to(heads, len(module.widths))
+    return module.clone(heads=tuple(int(number) for number in per_level))
 
 
 def _refuse_unknown(sizes: dict[str, Any], allowed: set[str]) -> None:

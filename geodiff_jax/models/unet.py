@@ -32,8 +32,8 @@ class UNet(nn.Module):
     out_channels: int = 4
     """0 for a reference net, which ends at the last hidden map."""
     channels: int = 320
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    """Of the channels, per level."""
+    multipliers: tuple[float, ...] = (1, 2, 4, 4)
+    """Of the channels, per level: see `widths`."""
     blocks: int = 2
     """Layers per level on the way down; on the way up it is one more."""
     tokens: tuple[tuple[str, ...], ...] = (IMAGE, IMAGE, IMAGE, ())
@@ -55,6 +55,11 @@ class UNet(nn.Module):
     """Of attention: see `attend.attend`."""
     dtype: DTypeLike = jnp.float32
     """Of activations; parameters, norms, softmax and the result are float32."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the hidden maps, per level."""
+        return tuple(round(self.channels * m) for m in self.multipliers)
 
     @nn.compact
     def __call__(
@@ -169,7 +174,7 @@ class UNet(nn.Module):
     def _residual(
         self, x: jax.Array, name: str, level: int, signals: "_Signals"
     ) -> jax.Array:
-        width = self.channels * self.multipliers[level]
+        width = self.widths[level]
         block = self._saving(layers.ResBlock)(width, dtype=self.dtype, name=name)
         return block(x, signals.embedding)
 

@@ -348,6 +348,21 @@ def test_layouts_and_sizes_that_do_not_exist_are_refused():
         pretrained.build("sd15_unet", tensors, {"depth": 3})
 
 
+def test_heads_and_uneven_widths_are_sizes():
+    _, tensors = tiny()
+    uneven = unet.UNet(
+        channels=64,
+        multipliers=(1, 1.5),
+        blocks=1,
+        tokens=(unet.IMAGE, ()),
+        heads=(4, 6),
+    )
+    drawn = random_checkpoint(uneven, channels=4, context=24)
+    assert pretrained.plan("sd15_unet", drawn, {"head_width": 16}).module == uneven
+    for sizes, heads in (({"heads": 2}, (2, 2)), ({"heads": [2, 4]}, (2, 4))):
+        assert pretrained.plan("sd21_unet", tensors, sizes).module.heads == heads
+
+
 def test_half_precision_is_accepted():
     module, tensors = tiny()
     halves = {name: x.astype(np.float16) for name, x in tensors.items()}
