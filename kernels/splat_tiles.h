@@ -218,8 +218,17 @@ inline int64_t SweepBlock(const BlockPixels& pixels, int64_t length,
   return num_kept;
 }
 
-// Weighted sums over the kept entries of kChannels channels from `first` on.
-template <int kChannels>
+inline bool Finite(const Block* blocks, int count) {
+  F probe = Set(0.0f);
+  for (int i = 0; i < count; ++i) {
+    for (int v = 0; v < kVectors; ++v) probe = probe + blocks[i].v[v] * Set(0.0f);
+  }
+  return Bits(LessEqual(probe, Set(0.0f))) == (1u << kLanes) - 1;
+}
+
+// Weighted sums over the kept entries of kChannels channels from `first` on. With
+// kExact, what is not finite stays off pixels of weight 0, where it would be NaN.
+template <int kChannels, bool kExact = false>
 inline void BlendChannels(const Tile& tile, int64_t num_kept, int64_t first,
                           float* sums) {
   Block acc[kChannels] = {};
@@ -229,8 +238,16 @@ inline void BlendChannels(const Tile& tile, int64_t num_kept, int64_t first,
     const float* features = tile.Features(k) + first;
     for (int c = 0; c < kChannels; ++c) {
       const F f = Set(features[c]);
-      for (int v = 0; v < kVectors; ++v) acc[c].v[v] = acc[c].v[v] + w.v[v] * f;
+      for (int v = 0; v < kVectors; ++v) {
+        const F sum = acc[c].v[v] + w.v[v] * f;
+        acc[c].v[v] =
+            kExact ? Select(Less(Set(0.0f), w.v[v]), sum, acc[c].v[v]) : sum;
+      }
     }
+  }
+  if (!kExact && !Finite(acc, kChannels)) {
+    BlendChannels<kChannels, true>(tile, num_kept, first, sums);
+    return;
   }
   for (int c = 0; c < kChannels; ++c) StoreBlock(sums + c * kPixels, acc[c]);
 }

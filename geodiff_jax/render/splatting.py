@@ -99,7 +99,9 @@ def splat_arrays(
       quaternions: (n, 4) wxyz, of any length but 0.
       scales: (n, 3) standard deviations along the axes, linear.
       opacities: (n,) in (0, 1], linear; below 1/255 nothing is drawn.
-      features: (n, c), finite; colours or anything else, any number of channels.
+      features: (n, c) colours or anything else, any number of channels. What is not
+        finite reaches the pixels that it is blended into, and no others; gradients
+        then have no meaning.
       camera_from_world: (*b, 3, 4) OpenCV poses (x right, y down, z forward).
       intrinsics: (*b, 4) fx, fy, cx, cy in pixels; pixel centres are at +0.5.
       width: of the images, pixels.

@@ -271,9 +271,11 @@ def _blend_one(
     goes_on = left > MIN_TRANSMITTANCE
     blends = shows & goes_on
     weights = jnp.where(blends, alpha * pixels.transmittance, 0.0)
+    # What is not finite stays off pixels of weight 0, where it would be NaN.
+    values = jnp.where(blends, row[6:, None], 0.0)
     blended = _Blended(
         jnp.where(blends, left, pixels.transmittance),
-        pixels.sums + weights * row[6:, None],
+        pixels.sums + weights * values,
         pixels.stopped | (shows & ~goes_on),
     )
     return blended, None

@@ -31,12 +31,17 @@ each_cuda = pytest.mark.parametrize("backend", _CUDA)
 @functools.cache
 def emulate_cuda() -> None:
     """Compiles the CUDA kernels for the host and registers them as CPU kernels."""
-    folder = pathlib.Path(tempfile.mkdtemp())
+    library = compile_emulation(pathlib.Path(tempfile.mkdtemp()))
+    ffi.register(library, ffi.TARGETS["cuda"], "cpu")
+
+
+def compile_emulation(folder: pathlib.Path, *flags: str) -> pathlib.Path:
+    """The CUDA kernels as a library for the host."""
     everything = folder / "everything.cc"
     sources = sorted(KERNELS.glob("*.cu"))
     everything.write_text("".join(f'#include "{source}"\n' for source in sources))
     library = folder / "emulated.so"
     command = "g++ -std=c++17 -O1 -fPIC -shared -fvisibility=hidden -isystem".split()
-    command += [jax.ffi.include_dir(), str(everything), "-o", str(library)]
+    command += [jax.ffi.include_dir(), *flags, str(everything), "-o", str(library)]
     subprocess.run(command, check=True)
-    ffi.register(library, ffi.TARGETS["cuda"], "cpu")
+    return library
