@@ -51,6 +51,16 @@ def _draw(points, faces, *, width, height, backend):
     )
 
 
+def crowd(backend):
+    """5000 small faces that hide each other, over several bands of rows."""
+    random = np.random.default_rng(0)
+    centre = random.uniform(-5, 205, (5000, 1, 3))
+    points = centre + random.uniform(-6, 6, (5000, 3, 3))
+    points[..., 2] = 1 + random.random((5000, 3))
+    faces = np.arange(15000).reshape(-1, 3)
+    return draw(points.reshape(-1, 3), faces, backend, width=200, height=150)
+
+
 @each_backend
 def test_sphere_depth_is_the_rays_hit(backend):
     vertices, faces = sphere(160, 120)

@@ -18,6 +18,7 @@ from geodiff_jax.gaussians import model
 from geodiff_jax.geometry import camera as cameras
 from geodiff_jax.render import ffi, splatting, splatting_reference
 from tests import conftest
+from tests.render import test_mesh_rasterizer as meshes
 from tests.render.backends import EMULATED, each_backend, each_kernel
 
 ROOT = str(pathlib.Path(__file__).resolve().parents[2])
@@ -809,13 +810,16 @@ DIGEST = """
 import hashlib, sys
 import jax
 sys.path[:0] = sys.argv[1:]
+from tests.render import test_mesh_rasterizer as meshes
 from tests.render import test_splatting as t
 arrays = t.scene(3000, 5, size=200)
 arrays["scales"] = arrays["scales"] * 0.4
 options = {"width": 200, "height": 150, "depth": "expected"}
 digests = set()
 for _ in range(3):
-    leaves = jax.tree.leaves(t.render_with_gradients(arrays, "cpu", **options))
+    splats = t.render_with_gradients(arrays, "cpu", **options)
+    mesh = meshes.crowd("cpu")
+    leaves = jax.tree.leaves(jax.device_get((splats, mesh)))
     content = b"".join(leaf.tobytes() for leaf in leaves)
     digests.add(hashlib.sha256(content).hexdigest())
 assert len(digests) == 1, "runs differ"
@@ -876,11 +880,14 @@ def test_cameras_shared_among_devices_equal_one_device(kernels):
 
 BUILD = """
 import pickle, sys
+import jax
 sys.path.insert(0, sys.argv[1])
+from tests.render import test_mesh_rasterizer as meshes
 from tests.render import test_splatting as t
 arrays = t.scene(400, 3, size=60)
 found = t.render_with_gradients(arrays, width=61, height=45, depth="accumulated")
-print(pickle.dumps((tuple(found[0]), found[1])).hex())
+mesh = jax.tree.leaves(jax.device_get(meshes.crowd("cpu")))
+print(pickle.dumps((tuple(found[0]), found[1], mesh)).hex())
 """
 
 
@@ -897,6 +904,10 @@ def test_every_build_of_the_kernels_agrees(kernels, isa):
         assert np.abs(output - expected).max() < 1e-5
     for name in NAMES:
         assert relative(found[1][name], best[1][name]) < 1e-4, name
+    face, weights, depth = jax.tree.leaves(meshes.crowd("cpu"))
+    np.testing.assert_array_equal(found[2][0], face)
+    np.testing.assert_allclose(found[2][1], weights, atol=1e-5)
+    np.testing.assert_allclose(found[2][2], depth, rtol=1e-5)
 
 
 FALLBACK = """
