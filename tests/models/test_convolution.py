@@ -73,31 +73,3 @@ def test_flax_convolves_with_it():
     np.testing.assert_allclose(
         ours.apply(variables, x), twin.apply(variables, x), atol=1e-5
     )
-
-
-@pytest.mark.parametrize("side", [1, 6])
-def test_doubled_maps_are_convolved_without_making_them(side):
-    x, kernel = arrays((1, side, side, 24), (3, 3), features=5)
-
-    def both(function):
-        out, pull = jax.vjp(function, x, kernel)
-        return out, *pull(jnp.cos(out))
-
-    def doubled(x, kernel):
-        return convolution.convolve_doubled(x, kernel, (1, 1), SAME, **NAMES)
-
-    def made(x, kernel):
-        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), SAME, **NAMES)
-
-    for one, two in zip(
-        jax.jit(both, static_argnums=0)(doubled), both(made), strict=True
-    ):
-        # Sums of up to 216 terms of order one, in another order.
-        np.testing.assert_allclose(one, two, atol=2e-4, rtol=1e-5)
-
-
-def test_other_windows_are_not_doubled():
-    x, kernel = arrays((1, 4, 4, 6), (3, 3))
-    with pytest.raises(ValueError, match="keeps the size"):
-        convolution.convolve_doubled(x, kernel, (2, 2), SAME, **NAMES)
