@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageFilter
 
+WINDOW = 1.6
+"""Sides of the face's box that stored windows show: as far as `Ranges` may look, which
+is 1.15 (cos 15 + sin 15) + 2 x 0.08 = 1.57."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -102,6 +105,21 @@ def crop(
     return _recolor(generator, np.asarray(moved), change)
 
 
+def stored_window(
+    picture: UInt8[np.ndarray, "h w 3"], box: Float[np.ndarray, "4"], *, size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The face with its surroundings, from which any driving crop can be cut."""
+    generator = np.random.default_rng(0)  # There is no noise to draw.
+    shown = crop(generator, picture, box, Change(scale=WINDOW), size=size)
+    return np.round(255.0 * shown).astype(np.uint8)
+
+
+def window_box(size: int) -> Float[np.ndarray, "4"]:
+    """The face's box within its `stored_window`."""
+    half = size / WINDOW / 2
+    return np.array([size / 2 - half] * 2 + [size / 2 + half] * 2)
+
+
 def _window(box: Float[np.ndarray, "4"], change: Change) -> Float[np.ndarray, "4"]:
     """(side cos, side sin, centre x, centre y) of the changed square, pixels."""
     left, top, right, bottom = (float(x) for x in box)
@@ -126,10 +144,14 @@ def _recolor(
 ) -> Float[np.ndarray, "h w 3"]:
     image = picture.astype(np.float32) / 255.0
     grey = image @ _LUMA
-    image = grey[..., None] + change.saturation * (image - grey[..., None])
-    mean = float(grey.mean())
-    image = change.brightness * (mean + change.contrast * (image - mean))
+    # Saturation about grey, contrast about its mean, then brightness, as one sum.
+    strength = np.float32(change.brightness * change.contrast)
+    middle = np.float32(change.brightness * (1.0 - change.contrast)) * grey.mean()
+    image *= strength * np.float32(change.saturation)
+    grey *= strength * np.float32(1.0 - change.saturation)
+    image += (grey + middle)[..., None]
     if change.noise > 0.0:
         noise = generator.standard_normal(image.shape, np.float32)
-        image += np.float32(change.noise) * noise
-    return np.clip(image, 0.0, 1.0).astype(np.float32)
+        noise *= np.float32(change.noise)
+        image += noise
+    return np.clip(image, 0.0, 1.0, out=image)

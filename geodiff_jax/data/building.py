@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import multiprocessing
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from geodiff_jax import reporting
 from geodiff_jax.data import schema
 from geodiff_jax.io import atomic
 
-PICTURES = ("image", "normal", "mask")
+PICTURES = ("image", "normal", "mask", "face")
 LABELS = ("subject", "clip", "frame", "view")
 
 
@@ -149,13 +150,13 @@ def finish(
     return report
 
 
-def read_report(data_path: str | pathlib.Path) -> dict[str, dict] | None:
+def read_report(data_path: str | os.PathLike) -> dict[str, dict] | None:
     """What `finish` returned; None where the dataset is not finished."""
     path = pathlib.Path(data_path) / "report.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def read_index(data_path: str | pathlib.Path, split: str) -> Index:
+def read_index(data_path: str | os.PathLike, split: str) -> Index:
     """The index of a finished split. Raises ValueError where there is none."""
     path = pathlib.Path(data_path) / f"index-{split}.npz"
     if not path.exists():

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import io
-import pathlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,10 +49,11 @@ class Source:
 
     name: str
     records: Sequence[dict[str, Any]]
-    """As `schema.encode` makes them; `latents` (domain, h, w, c) if cached."""
+    """As `schema.encode` makes them, or as `latents.cache` does."""
     index: building.Index
     image: int
-    """Pixels along a side of its pictures."""
+    """Pixels along a side of its pictures; 1 for cached ones, whose intrinsics are in
+    sides of the picture."""
     priority: float = 1.0
     """Its share of a mixture, for its size (001, Sec 4.1)."""
 
@@ -61,7 +62,7 @@ class StoredRecords(Sequence):
     """Records of a finished dataset; only the fields asked for are decoded."""
 
     def __init__(
-        self, data_path: str | pathlib.Path, split: str, fields: Sequence[str]
+        self, data_path: str | os.PathLike, split: str, fields: Sequence[str]
     ) -> None:
         self._path, self._fields = str(data_path), tuple(fields)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -77,7 +78,7 @@ class StoredRecords(Sequence):
 
 
 def open_source(
-    data_path: str | pathlib.Path,
+    data_path: str | os.PathLike,
     split: str,
     contents: Contents,
     *,
@@ -96,7 +97,7 @@ def open_source(
         name=stored.name,
         records=StoredRecords(data_path, split, names),
         index=index,
-        image=stored.features["image"].shape[0],
+        image=1 if contents.latents else stored.features["image"].shape[0],
         priority=priority,
     )
 
@@ -108,8 +109,8 @@ def needed(contents: Contents) -> tuple[str, ...]:
     if set(RAYS) & set(contents.maps):
         names += ["camera_from_world", "intrinsics"]
     if contents.crop is not None:
-        names += ["face_box", *(["image"] if "image" not in names else [])]
-    return (*names, "synthetic")
+        names += ["face"] if contents.latents else ["face_box", "image"]
+    return (*dict.fromkeys(names), "synthetic")
 
 
 class Loader:
@@ -217,8 +218,12 @@ class Loader:
         change = augment.Change() if ranges is None else augment.draw(generator, ranges)
 
         def one(record: int) -> np.ndarray:
-            picture = reading.picture(record, name="image")
-            box = reading.record(record)["face_box"]
+            if self._contents.latents:
+                picture = reading.picture(record, name="face")
+                box = augment.window_box(len(picture))
+            else:
+                picture = reading.picture(record, name="image")
+                box = reading.record(record)["face_box"]
             return augment.crop(generator, picture, box, change, size=size)
 
         return _stack(records, one)
@@ -259,10 +264,10 @@ class _Reading:
         if (number, name) not in self._pictures:
             side = self._source.image
             try:
-                pixels = _decoded(self.record(number)[name])
+                pixels = decoded(self.record(number)[name])
             except UNREADABLE as error:
                 raise _Unreadable(f"record {number}: {error}") from error
-            if pixels.shape != (side, side, 3):
+            if name != "face" and pixels.shape != (side, side, 3):
                 raise _Unreadable(f"record {number}: {name} of shape {pixels.shape}")
             self._pictures[number, name] = pixels
         return self._pictures[number, name]
@@ -279,7 +284,7 @@ class _Reading:
         return drawn
 
 
-def _decoded(stored: bytes | np.ndarray) -> UInt8[np.ndarray, "h w *c"]:
+def decoded(stored: bytes | np.ndarray) -> UInt8[np.ndarray, "h w *c"]:
     """Pixels of a PNG's bytes."""
     content = stored if isinstance(stored, bytes) else np.asarray(stored).tobytes()
     return np.asarray(Image.open(io.BytesIO(content)))

@@ -98,6 +98,7 @@ def source(labels, *, name="balls", priority=1.0, latents=4) -> loading.Source:
         record["head_pose"] = np.full_like(record["head_pose"], number * CODE)
         record["latents"] = np.full((2, latents, latents, 4), number * CODE, np.float32)
         record["latents"][1] *= -1.0
+        record["face"] = record["image"]
         records.append(record)
     index = building.index_of(labels)
     return loading.Source(name, records, index, SIZES.image, priority)

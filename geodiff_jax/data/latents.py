@@ -1,0 +1,203 @@
+"""Latents in place of pictures: what training reads once its autoencoder is fixed.
+
+A cached dataset has the records of another, in the same order, with all that a step
+takes: latents of image and normals, condition maps, the camera, and the window round
+the face from which driving crops are cut. Encoding may be killed and goes on.
+"""
+
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float
+from PIL import Image
+
+from geodiff_jax import reporting
+from geodiff_jax.data import augment, building, loading, schema
+from geodiff_jax.io import atomic
+
+DOMAINS = ("image", "normal")
+CHUNK = 256
+"""Records that are encoded between two marks of progress."""
+JPEG_QUALITY = 95
+KEPT = ("camera_from_world", "synthetic")
+
+Encode = Callable[[Float[np.ndarray, "n y x 3"]], Float[np.ndarray, "n h w c"]]
+"""Clean latents of pixels in [-1, 1]: an autoencoder's means, scaled as it says."""
+
+
+class CachedLatents(tfds.core.GeneratorBasedBuilder):
+    """Packs encoded chunks beside what is kept of the original's records."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        *,
+        original: str,
+        chunks: pathlib.Path,
+        splits: Sequence[str],
+        maps: Sequence[str],
+        face: int,
+        **kwargs,
+    ) -> None:
+        self._original, self._chunks, self._splits = original, chunks, splits
+        self._kept, self._face = (*KEPT, *maps), face
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        stored = _features(self._original)
+        shape = np.load(_chunk(self._chunks, self._splits[0], 0)).shape[1:]
+        number = tfds.features.Tensor
+        kept = {name: stored[name] for name in self._kept}
+        features = {
+            "latents": number(shape=shape, dtype=np.float16, encoding="bytes"),
+            "intrinsics": number(shape=(4,), dtype=np.float32, encoding="bytes"),
+            "face": tfds.features.Image(
+                shape=(self._face, self._face, 3), encoding_format="jpeg"
+            ),
+            **kept,
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        names = (*self._kept, "image", "face_box", "intrinsics")
+        records = loading.StoredRecords(self._original, split, names)
+        for start in range(0, len(records), CHUNK):
+            encoded = np.load(_chunk(self._chunks, split, start))
+            for number, latents in enumerate(encoded, start):
+                record = records[number]
+                pixels = loading.decoded(record.pop("image"))
+                box, intrinsics = record.pop("face_box"), record["intrinsics"]
+                yield (
+                    number,
+                    {
+                        **record,
+                        "latents": latents,
+                        "intrinsics": np.float32(intrinsics / len(pixels)),
+                        "face": self._window(pixels, box),
+                    },
+                )
+
+    def _window(self, pixels: np.ndarray, box: np.ndarray) -> io.BytesIO:
+        stream = io.BytesIO()
+        window = augment.stored_window(pixels, box, size=self._face)
+        Image.fromarray(window).save(stream, format="JPEG", quality=JPEG_QUALITY)
+        stream.seek(0)
+        return stream
+
+
+def cache(
+    data_path: str | os.PathLike,
+    encode: Encode,
+    *,
+    name: str,
+    splits: Sequence[str] = ("train", "held_out"),
+    maps: Sequence[str] = tuple(schema.MAPS),
+    batch: int = 8,
+    face: int = 320,
+) -> pathlib.Path:
+    """Encodes a finished dataset; returns the folder that `loading.open_source` takes.
+
+    `name` is the autoencoder's, and part of the folder's; `maps` those of the layouts
+    that will be trained, for they are most of a record; `face` the side of stored
+    windows (ours: for crops of 224).
+
+    Raises:
+      ValueError: the dataset is not finished, or lacks one of the maps.
+    """
+    original = pathlib.Path(data_path)
+    for split in splits:
+        building.read_index(original, split)
+    missing = sorted(set(maps) - set(_features(str(original))))
+    if missing:
+        raise ValueError(
+            f"Expected {', '.join(missing)} in the records of {original}, got none; "
+            "leave them out, or prepare the dataset with them."
+        )
+    # name/version, or name/config/version below the folder of all datasets.
+    full_name = tfds.builder_from_directory(str(original)).info.full_name.split("/")
+    data_dir, dataset = original.parents[len(full_name) - 1], "-".join(full_name[:-1])
+    chunks = data_dir / f".latents-{dataset}-{name}.parts"
+    target = data_dir / "cached_latents" / f"{dataset}-{name}" / "1.0.0"
+    if building.read_report(target) is not None:
+        return target
+    for split in splits:
+        _encode_split(original, split, encode, chunks, batch=batch)
+    builder = CachedLatents(
+        original=str(original),
+        chunks=chunks,
+        splits=splits,
+        maps=maps,
+        face=face,
+        config=tfds.core.BuilderConfig(name=f"{dataset}-{name}"),
+        data_dir=data_dir,
+        file_format="array_record",
+    )
+    builder.download_and_prepare()
+    for split in splits:
+        index = f"index-{split}.npz"
+        atomic.write_bytes(target / index, (original / index).read_bytes())
+    report = (original / "report.json").read_bytes()
+    atomic.write_bytes(target / "report.json", report)
+    shutil.rmtree(chunks, ignore_errors=True)
+    return target
+
+
+def _encode_split(
+    original: pathlib.Path,
+    split: str,
+    encode: Encode,
+    chunks: pathlib.Path,
+    *,
+    batch: int,
+) -> None:
+    records = loading.StoredRecords(original, split, DOMAINS)
+    with reporting.progress(f"Encoding {split}", len(records)) as advance:
+        for start in range(0, len(records), CHUNK):
+            stop = min(start + CHUNK, len(records))
+            path = _chunk(chunks, split, start)
+            if not path.exists():
+                rows = [
+                    _latents(records, range(i, min(i + batch, stop)), encode, batch)
+                    for i in range(start, stop, batch)
+                ]
+                with atomic.new_file(path) as temporary:
+                    np.save(temporary, np.concatenate(rows))
+            advance(stop - start)
+
+
+def _latents(
+    records: loading.StoredRecords, numbers: range, encode: Encode, batch: int
+) -> Float[np.ndarray, "n domain h w c"]:
+    """Of some records; always `batch` at a time, so that one program is compiled."""
+    padded = [*numbers, *[numbers[-1]] * (batch - len(numbers))]
+    read = [records[number] for number in padded]
+    domains = []
+    for name in DOMAINS:
+        stored = np.stack([loading.decoded(record[name]) for record in read])
+        images = stored.astype(np.float32) / 127.5 - 1.0
+        pixels = images if name == "image" else schema.normals_from_bytes(stored)
+        domains.append(np.asarray(encode(pixels), np.float16))
+    return np.stack(domains, axis=1)[: len(numbers)]
+
+
+def _features(data_path: str) -> Any:
+    return tfds.builder_from_directory(data_path).info.features
+
+
+def _chunk(chunks: pathlib.Path, split: str, start: int) -> pathlib.Path:
+    return chunks / f"{split}-{start:09d}.npy"
