@@ -1,6 +1,6 @@
 """Trains the generator of any of the four papers.
 
-python -m experiments.train_denoiser --workdir=DIR \\
+python -m experiments.train_denoiser --workdir=DIR --data=FOLDER,... \\
     --config=experiments/configs/geodiff4d.py:stage=1,size=tiny
 
 Run the same command again to go on from the last checkpoint, on any mesh. Stage 2
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from absl import flags, logging
 from jaxtyping import Array, Key
 
-from experiments import launch, paper_size, random_batches
+from experiments import launch, paper_size, random_batches, recorded_batches
 from experiments.configs import generator
 from geodiff_jax import checkpoint, reporting, sharding
 from geodiff_jax.io import atomic
@@ -34,7 +34,10 @@ from geodiff_jax.training import denoising, loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 
-_DATA = flags.DEFINE_enum("data", "random", ("random",), "Where batches come from.")
+_DATA = flags.DEFINE_list(
+    "data", None, "Folders of prepared datasets with cached latents, or random."
+)
+_DATA_WORKERS = flags.DEFINE_integer("data_workers", 0, "Processes that read them.")
 _START = flags.DEFINE_string("start", None, "Workdir of the stage before.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Says what it would take, and ends.")
 _LOG_EVERY = flags.DEFINE_integer("log_every", 50, "Steps.", lower_bound=1)
@@ -53,8 +56,9 @@ def main(argv: list[str]) -> None:
         for name, value in requirements(config, sharding.abstract_mesh(shape)).items():
             print(f"{name:<30}{value}")
         return
-    if launch.WORKDIR.value is None:
-        raise ValueError("Expected --workdir=DIR, got none.")
+    workdir, data = launch.WORKDIR.value, _DATA.value
+    if not workdir or not data:
+        raise ValueError("Expected --workdir=DIR and --data=FOLDER,..., got not both.")
     launch.join_processes()
     mesh = launch.mesh_of_all_devices(launch.MESH.value)
     plan = loop.Plan(
@@ -62,19 +66,25 @@ def main(argv: list[str]) -> None:
     )
     try:
         state = train(
-            config, launch.WORKDIR.value, plan=plan, mesh=mesh, start=_START.value
+            config,
+            workdir,
+            batches=batches_of(config, data, workers=_DATA_WORKERS.value),
+            plan=plan,
+            mesh=mesh,
+            start=_START.value,
         )
     except FloatingPointError as error:
         print(f"train_denoiser: {error}", file=sys.stderr)
         sys.exit(1)
     if jax.process_index() == 0:
-        print(f"Step {int(state.step)} of {plan.steps} is in {launch.WORKDIR.value}.")
+        print(f"Step {int(state.step)} of {plan.steps} is in {workdir}.")
 
 
 def train(
     config: generator.Config,
     workdir: str,
     *,
+    batches: loop.Batches,
     plan: loop.Plan,
     mesh: jax.sharding.Mesh,
     start: str | None = None,
@@ -87,13 +97,6 @@ def train(
     folder = pathlib.Path(workdir)
     template = abstract_state(config, mesh)
     placed = jax.tree.map(lambda x: x.sharding, template)
-    batches = random_batches.RandomBatches(
-        generator.batch_shapes(config),
-        references=config.get("references", 1),
-        process=jax.process_index(),
-        processes=jax.process_count(),
-        seed=config.seed,
-    )
     series = checkpoint.Series(folder / "checkpoints")
     log = None
     try:
@@ -120,6 +123,26 @@ def train(
         series.close()
         if log is not None:
             log.close()
+
+
+def batches_of(
+    config: generator.Config, data: list[str], *, workers: int = 0
+) -> loop.Batches:
+    """This process' rows of batches of datasets, or of noise for `["random"]`."""
+    own: Any = {"process": jax.process_index(), "processes": jax.process_count()}
+    if config.batch % jax.process_count():
+        raise ValueError(
+            f"Expected a batch that {jax.process_count()} processes divide, got "
+            f"{config.batch}."
+        )
+    if data != ["random"]:
+        return recorded_batches.RecordedBatches(config, data, workers=workers, **own)
+    return random_batches.RandomBatches(
+        generator.batch_shapes(config),
+        references=config.get("references", 1),
+        seed=config.seed,
+        **own,
+    )
 
 
 def step_of(config: generator.Config, placed: Any, mesh: sharding.Mesh) -> loop.Step:

@@ -128,6 +128,7 @@ class Series:
         Says on stderr which damaged ones it passes over. Raises ValueError if all are
         damaged, or for the newest of another configuration.
         """
+        self.wait()
         step = self._newest_intact()
         if step < 0:
             return None

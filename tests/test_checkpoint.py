@@ -162,7 +162,6 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path):
     series.save(1, state)
     for _ in range(5):
         state = give_away(state)
-    series.wait()
     found = series.restore(state)
     series.close()
     assert (found.tree["a"] == 0).all()
@@ -219,6 +218,6 @@ def test_a_full_disk_is_told_and_the_last_good_step_stays(tmp_path, capsys, capl
     assert "Cannot save" in capsys.readouterr().err and not caplog.records
     assert [p.name for p in tmp_path.iterdir()] == ["00000001"]
     series.save(3, small)  # There is space again.
-    assert series.restore(small).step in (1, 3)
+    assert series.restore(small).step == 3
     series.close()
     assert (tmp_path / "00000003" / "contents.json").exists()

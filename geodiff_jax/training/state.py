@@ -16,7 +16,11 @@ _SHARE = PartitionSpec(("fsdp", "tensor"), None)
 RULES: sharding.Rules = (
     # Of two layers in a row the first spreads its results over `tensor`, the second
     # sums over them (Shoeybi et al. 2019); heads stay whole if `tensor` divides them.
-    (r"/(to_q|to_k|to_v|expand|conv1)/kernel$", PartitionSpec("fsdp", "tensor")),
+    # An embedding is added to what conv1 has spread.
+    (
+        r"/(to_q|to_k|to_v|expand|conv1|embedding)/kernel$",
+        PartitionSpec("fsdp", "tensor"),
+    ),
     (r"/(to_out|contract|conv2)/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"/kernel$", _SHARE),
     # One of few tables of few rows, and vectors: a thousandth of everything.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import launch, random_batches, train_denoiser
+from experiments import launch, random_batches, recorded_batches, train_denoiser
 from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
 from geodiff_jax import sharding
 from geodiff_jax.training import loop
@@ -24,9 +24,10 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 """Compiled without LLVM's optimisations, which takes less and changes no result."""
 
 
-def command(*words, check=True):
-    """Runs a module with eight devices."""
+def command(*words, check=True, cache=""):
+    """Runs a module with eight devices; programs compiled before lie in `cache`."""
     environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     return subprocess.run(
         [sys.executable, "-m", *map(str, words)],
         capture_output=True,
@@ -41,7 +42,7 @@ def command(*words, check=True):
     [
         ((CONFIG, "--config.optimizer.learning_rte=1"), "learning_rate"),
         (
-            (CONFIG, "--mesh=3x1x1", "--workdir={}"),
+            (CONFIG, "--mesh=3x1x1", "--workdir={}", "--data=random"),
             "8 devices, which are here, got 3x1",
         ),
     ],
@@ -97,6 +98,43 @@ def test_random_batches_are_the_same_for_any_number_of_processes(paper):
     later = random_batches.RandomBatches(shapes, references=2)
     later.set_state(json.loads(json.dumps(whole.get_state())))
     jax.tree.map(np.testing.assert_array_equal, next(later), next(whole))
+
+
+def as_read(batch):
+    """A batch in the pipeline's form, which holds more than some networks want."""
+    parts = {
+        name: {k: v for k, v in vars(part).items() if v is not None}
+        for name, part in (("signals", batch.signals), ("reference", batch.reference))
+        if part is not None
+    }
+    whole = {"latents": batch.latents, "driving": batch.driving, "replaced": [0]}
+    return whole | parts | {"synthetic": batch.synthetic, "frames": batch.frames}
+
+
+@pytest.mark.parametrize("paper", ["geodiff4d", "cap4d"])
+def test_what_datasets_hold_becomes_a_batch(paper):
+    module, argument = SETTINGS[paper]
+    config = module.get_config(argument)
+    shapes = generator.batch_shapes(config)
+    batch = next(random_batches.RandomBatches(shapes))
+    read = as_read(batch) | {"synthetic": np.zeros(2, bool)}
+    jax.tree.map(
+        np.testing.assert_array_equal, recorded_batches.to_batch(read, shapes), batch
+    )
+    contents = recorded_batches.contents_of(config, shapes)
+    assert contents.reference == (paper == "geodiff4d")
+    held = {name for name, x in vars(shapes.signals).items() if x is not None}
+    assert set(contents.maps) == held - {"reference_slots", "reference_latents"}
+    larger = generator.batch_shapes(module.get_config("size=small"))
+    with pytest.raises(ValueError, match=r"items with \w+ of \(.*, got \("):
+        recorded_batches.to_batch(read, larger)
+
+
+@pytest.mark.parametrize("paper", ["geoface", "learn2control"])
+def test_what_no_dataset_holds_is_refused(paper):
+    config = SETTINGS[paper][0].get_config()
+    with pytest.raises(ValueError, match="use --data=random"):
+        recorded_batches.contents_of(config, generator.batch_shapes(config))
 
 
 @pytest.fixture(scope="module")
@@ -201,35 +239,26 @@ def test_requirements_add_up(monkeypatch):
 
 
 @pytest.mark.slow
-def test_meshes_of_eight_devices_have_the_losses_of_one():
-    shapes = ("1x1x1", "8x1x1", "2x2x2", "1x8x1", "1x1x8")
-    lines = command("tests.experiments.meshes", *shapes).stdout.splitlines()
-    one, *many = map(json.loads, lines)
-    assert len(one["losses"]) == 5 and len(set(one["losses"])) == 5
-    assert len(many) == 4
-    for found in many:
-        np.testing.assert_allclose(found["losses"], one["losses"], rtol=1e-5)
-        # Parameters come together layer by layer, and never as a whole.
-        assert found["largest"] < 0.2 * found["parameters"]
-
-
-@pytest.mark.slow
 def test_a_run_goes_on_from_its_workdir(tmp_path):
+    workdir, cache = tmp_path / "run", tmp_path / "cache"
     words = (
         "experiments.train_denoiser",
         CONFIG,
-        f"--workdir={tmp_path}",
+        f"--workdir={workdir}",
+        "--data=random",
+        "--mesh=2x2x2",
         "--config.latents=4",
-        "--config.batch=8",
+        "--config.batch=4",
         "--log_every=1",
         "--save_every=1",
     )
-    command(*words, "--config.steps=2", "--mesh=8x1x1")
-    assert "Step 3 of 3" in command(*words, "--config.steps=3", "--mesh=2x2x2").stdout
-    lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    command(*words, "--config.steps=2", cache=cache)
+    ended = command(*words, "--config.steps=3", cache=cache)
+    assert "Step 3 of 3" in ended.stdout
+    lines = [json.loads(x) for x in (workdir / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) for line in lines)
-    record = json.loads((tmp_path / "run.json").read_text())
+    record = json.loads((workdir / "run.json").read_text())
     assert record["config"]["latents"] == 4
     ended = command(*words, "--config.model.unet.channels=64", check=False)
     assert ended.returncode == 2 and "another configuration" in ended.stderr

@@ -1,0 +1,123 @@
+"""Batches of prepared datasets with cached latents, in the form of a training step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from experiments.configs import generator
+from geodiff_jax.data import loading, pairing, pipeline
+from geodiff_jax.models import denoiser
+from geodiff_jax.render import conditioning
+from geodiff_jax.training import denoising
+
+MEANT = {"features": "splatted features", "correspondences": "UV coordinates"}
+"""Parts that no dataset holds, in words."""
+
+
+class RecordedBatches:
+    """This process' rows of a mixture of datasets, which `prepare_data` has made.
+
+    Raises ValueError for datasets without what the config's batches hold.
+    """
+
+    def __init__(
+        self,
+        config: generator.Config,
+        folders: Sequence[str],
+        *,
+        split: str = "train",
+        workers: int = 0,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self._shapes = generator.batch_shapes(config)
+        contents = contents_of(config, self._shapes)
+        self._iterator = pipeline.Iterator(
+            pipeline.batches(
+                [loading.open_source(folder, split, contents) for folder in folders],
+                pairing_of(config),
+                contents,
+                batch=config.batch // processes,
+                seed=config.seed,
+                host=process,
+                num_hosts=processes,
+            ),
+            workers=workers,
+        )
+
+    def __next__(self) -> denoising.Batch:
+        """This process' rows of the next batch."""
+        return to_batch(next(self._iterator), self._shapes)
+
+    def get_state(self) -> dict[str, int]:
+        """How many batches were handed out."""
+        return self._iterator.get_state()
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on after so many."""
+        self._iterator.set_state(state)
+
+
+def contents_of(config: generator.Config, shapes: denoising.Batch) -> loading.Contents:
+    """What is read of every record. Raises ValueError for what no record has."""
+    signals = {name: x for name, x in vars(shapes.signals).items() if x is not None}
+    for name, words in MEANT.items():
+        if name in signals or getattr(shapes, name, None) is not None:
+            raise ValueError(
+                f"Expected batches that datasets hold, got some with {words}, which "
+                "none does yet; use --data=random."
+            )
+    domains = ("image", "normal")[: shapes.latents.shape[1]]
+    return loading.Contents(
+        maps=conditioning.LAYOUTS[config.model.layout].maps,
+        side=config.latents,
+        reference=shapes.reference is not None,
+        domains=domains,
+        latents=True,
+        crop=None if shapes.driving is None else config.crop,
+    )
+
+
+def pairing_of(config: generator.Config) -> pairing.Pairing:
+    """How examples are put together."""
+    return pairing.Pairing(
+        frames=config.frames,
+        views=config.views,
+        references=(1, config.get("references", 1)),
+        cross_view=config.get("cross_view", 0.0),
+    )
+
+
+def to_batch(read: dict[str, Any], shapes: denoising.Batch) -> denoising.Batch:
+    """What the pipeline gives, in the step's own form, without what it has no use for.
+
+    Raises ValueError where an item has other sizes than the config's.
+    """
+    reference = None
+    if shapes.reference is not None:
+        reference = denoiser.Reference(**read["reference"])
+    batch = denoising.Batch(
+        read["latents"],
+        conditioning.Conditioning(**read["signals"]),
+        reference=reference,
+        driving=None if shapes.driving is None else read["driving"],
+        synthetic=None if shapes.synthetic is None else read["synthetic"],
+        frames=None if shapes.frames is None else read["frames"],
+    )
+    wanted, found = (_sizes(tree) for tree in (shapes, batch))
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"Expected items with {name} of {wanted.get(name)}, got "
+                f"{found.get(name)}; prepare the dataset for this size."
+            )
+    return batch
+
+
+def _sizes(batch: denoising.Batch) -> dict[str, tuple[int, ...]]:
+    """Of an item's parts, by name."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape[1:])
+        for path, leaf in jax.tree.leaves_with_path(batch)
+    }
