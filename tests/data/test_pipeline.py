@@ -169,7 +169,7 @@ def test_an_epoch_shows_every_record_once_and_hosts_share_it():
     assert sorted(first) == sorted(second) and first != second
 
 
-def test_hosts_and_sources_draw_differently():
+def test_hosts_draw_differently():
     one = balls.source([("ann", "talk", i, v) for i in range(40) for v in "ab"])
     crossing = []
     for host in range(2):
