@@ -93,7 +93,8 @@ def train(
 
     Raises ValueError for what does not fit together, before anything is compiled.
     """
-    sharding.check_batch(config.batch, mesh)
+    accumulated = config.optimizer.accumulate
+    sharding.check_batch(config.batch, mesh, accumulated=accumulated)
     folder = pathlib.Path(workdir)
     template = abstract_state(config, mesh)
     placed = jax.tree.map(lambda x: x.sharding, template)

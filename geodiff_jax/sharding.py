@@ -109,13 +109,17 @@ def _names(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def check_batch(size: int, mesh: Mesh) -> None:
-    """Raises ValueError for a batch that the mesh cannot share out evenly."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if size % parts:
+def check_batch(size: int, mesh: Mesh, *, accumulated: int = 1) -> None:
+    """Raises ValueError for a batch that the mesh cannot share out evenly.
+
+    `accumulated` parts of it are taken one after the other, by all devices.
+    """
+    shares = mesh.shape["data"] * mesh.shape["fsdp"] * accumulated
+    if size % shares:
+        what = "data x fsdp" + (" x accumulated parts" if accumulated > 1 else "")
         raise ValueError(
-            f"Expected a batch that data x fsdp = {parts} devices divide, got {size}; "
-            f"make it a multiple of {parts}, or give more devices to `tensor`."
+            f"Expected a batch that {what} = {shares} divides, got {size}; make it a "
+            f"multiple of {shares}, or give more devices to `tensor`."
         )
 
 

@@ -79,8 +79,10 @@ def test_meshes_of_other_sizes_are_refused():
 
 def test_batches_are_shared_out_evenly_or_refused():
     sharding.check_batch(16, MESH)
-    with pytest.raises(ValueError, match="data x fsdp = 8 devices divide, got 12"):
+    with pytest.raises(ValueError, match="data x fsdp = 8 divides, got 12"):
         sharding.check_batch(12, MESH)
+    with pytest.raises(ValueError, match="accumulated parts = 32 divides, got 16"):
+        sharding.check_batch(16, MESH, accumulated=4)
 
 
 def test_a_batch_on_one_device_is_itself():
