@@ -98,6 +98,7 @@ def train(
     folder = pathlib.Path(workdir)
     template = abstract_state(config, mesh)
     placed = jax.tree.map(lambda x: x.sharding, template)
+    work = work_of(config)
     series = checkpoint.Series(folder / "checkpoints")
     log = None
     try:
@@ -114,7 +115,7 @@ def train(
                 state,
                 batches,
                 plan=plan,
-                work=work_of(config),
+                work=work,
                 mesh=mesh,
                 log=log,
                 series=series,
