@@ -38,7 +38,7 @@ def test_eight_devices_have_the_losses_of_one(found, mesh):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_parameters_come_together_layer_by_layer(found, mesh):
-    """The largest kernel has a ninth of them."""
+    """The largest kernel has a tenth of them."""
     assert found[mesh]["largest"] < found[mesh]["parameters"] / 4
 
 
