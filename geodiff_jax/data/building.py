@@ -78,8 +78,8 @@ def make_parts(
 ) -> None:
     """Makes the parts that are not there yet; safe to kill and to run again."""
     missing = [name for name in names if not _part(folder, name).exists()]
-    with reporting.progress(title, len(names)) as advance:
-        advance(len(names) - len(missing))
+    # What an earlier run made took no time of this one.
+    with reporting.progress(title, len(missing)) as advance:
         if workers <= 1:
             for name in missing:
                 _make_part(name, make, folder)

@@ -166,18 +166,18 @@ def _encode_split(
     batch: int,
 ) -> None:
     records = loading.StoredRecords(original, split, DOMAINS)
-    with reporting.progress(f"Encoding {split}", len(records)) as advance:
-        for start in range(0, len(records), CHUNK):
+    starts = range(0, len(records), CHUNK)
+    missing = [x for x in starts if not _chunk(chunks, split, x).exists()]
+    with reporting.progress(f"Encoding {split}", len(missing)) as advance:
+        for start in missing:
             stop = min(start + CHUNK, len(records))
-            path = _chunk(chunks, split, start)
-            if not path.exists():
-                rows = [
-                    _latents(records, range(i, min(i + batch, stop)), encode, batch)
-                    for i in range(start, stop, batch)
-                ]
-                with atomic.new_file(path) as temporary:
-                    np.save(temporary, np.concatenate(rows))
-            advance(stop - start)
+            rows = [
+                _latents(records, range(i, min(i + batch, stop)), encode, batch)
+                for i in range(start, stop, batch)
+            ]
+            with atomic.new_file(_chunk(chunks, split, start)) as temporary:
+                np.save(temporary, np.concatenate(rows))
+            advance()
 
 
 def _latents(
