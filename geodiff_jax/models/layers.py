@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float, Num
 
+from geodiff_jax.models import convolution
+
 NORM_GROUPS = 32
 NORM_EPSILON = 1e-5
 LONGEST_PERIOD = 10_000.0
@@ -123,6 +125,7 @@ class Downsample(nn.Module):
             strides=2,
             padding=[self.padding, self.padding],
             dtype=self.dtype,
+            conv_general_dilated=convolution.convolve,
             name="conv",
         )(x)
 
@@ -158,10 +161,10 @@ class _ConvOfFour(nn.Module):
         def results(i: int, j: int) -> jax.Array:
             """Those in row i and column j of every 2x2."""
             taps = _sum_taps(_sum_taps(kernel, i, axis=0), j, axis=1)
-            return jax.lax.conv_general_dilated(
+            return convolution.convolve(
                 x,
                 taps.astype(self.dtype),
-                window_strides=(1, 1),
+                strides=(1, 1),
                 padding=[(1 - i, i), (1 - j, j)],
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
@@ -197,5 +200,11 @@ def conv(features: int, *, dtype: DTypeLike, name: str, zero: bool = False) -> n
     """A 3x3 convolution that keeps height and width; `zero` is how it starts."""
     start = nn.initializers.zeros_init() if zero else nn.initializers.lecun_normal()
     return nn.Conv(
-        features, (3, 3), padding=1, dtype=dtype, kernel_init=start, name=name
+        features,
+        (3, 3),
+        padding=1,
+        dtype=dtype,
+        kernel_init=start,
+        conv_general_dilated=convolution.convolve,
+        name=name,
     )
