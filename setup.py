@@ -211,6 +211,8 @@ setuptools.setup(
         "numpy",
         "scipy",
         "tensorflow-datasets",
+        "importlib_resources",  # tensorflow-datasets needs it, undeclared.
+        "protobuf",
         "array_record",
         "grain",
         "absl-py",
