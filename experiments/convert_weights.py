@@ -102,13 +102,13 @@ def modules(source: str, path: pathlib.Path) -> Iterator[tuple[str, dict[str, An
             "layout": layout,
             "files": {file.name: digest(file) for file in files},
         }
-        module, variables = pretrained.build(layout, tensors)
         if name:
-            yield name, {"variables": variables, "facts": origin | fields(module)}
-            continue
-        for part in module:
-            own = {"variables": variables[part], "facts": origin | fields(module[part])}
-            yield part, own
+            plans = {name: (pretrained.plan(layout, tensors), tensors)}
+        else:
+            plans = pretrained.cap4d_plans(tensors)
+        for part, (plan, own) in plans.items():
+            facts = origin | fields(plan.module)
+            yield part, {"variables": plan.load(own), "facts": facts}
 
 
 def find(path: pathlib.Path, place: str) -> pathlib.Path:
