@@ -1,7 +1,7 @@
 r"""A dataset as ArrayRecords that training reads, from its source's own files.
 
 python -m experiments.prepare_data --dataset=procedural_heads --data_dir=data \
-    --size=tiny --workers=2
+    --plan=tiny --workers=2
 
 Progress is kept in `data_dir`: a run that was killed goes on where it stood. At its
 end `report.json`, beside the records, says how many examples there are, and which were
@@ -21,8 +21,8 @@ _DATASET = flags.DEFINE_enum(
     "dataset", "procedural_heads", ["procedural_heads"], "Which dataset."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of all datasets.")
-_SIZE = flags.DEFINE_enum(
-    "size", "tiny", sorted(procedural_heads.PLANS), "How many examples, how large."
+_PLAN = flags.DEFINE_enum(
+    "plan", "tiny", sorted(procedural_heads.PLANS), "How many examples, how large."
 )
 _WORKERS = flags.DEFINE_integer("workers", 1, "Processes.", lower_bound=1)
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
-        folder, report = prepare(_DATA_DIR.value, _SIZE.value, workers=_WORKERS.value)
+        folder, report = prepare(_DATA_DIR.value, _PLAN.value, workers=_WORKERS.value)
     except (ValueError, OSError) as error:
         said = error.strerror if isinstance(error, OSError) else None
         print(f"prepare_data: {said or error}", file=sys.stderr)

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import train_denoiser
 from experiments.configs import geodiff4d
+from tests.experiments import launch
+
+train_denoiser = launch.import_apart("experiments.train_denoiser")
 
 ITEMS = 8
 

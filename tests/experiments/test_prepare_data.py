@@ -38,7 +38,7 @@ def balls_for_heads(monkeypatch):
 def test_a_dataset_is_made_once_and_read(balls_for_heads, capsys, tmp_path):
     plan, made = balls_for_heads
     for _ in range(2):
-        run(data_dir=str(tmp_path), size="toy")
+        run(data_dir=str(tmp_path), plan="toy")
         said = capsys.readouterr().out
         assert "train: 4 examples" in said and "held_out: 2 examples" in said
         assert "2 skipped: out of the picture" in said
@@ -62,23 +62,23 @@ def test_what_was_made_before_a_kill_is_kept(balls_for_heads, monkeypatch, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(building, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(data_dir=str(tmp_path), size="toy")
+            run(data_dir=str(tmp_path), plan="toy")
     before = list(made)
-    run(data_dir=str(tmp_path), size="toy")
+    run(data_dir=str(tmp_path), plan="toy")
     assert made == before
 
 
 def test_bad_folders_are_refused(balls_for_heads, capsys, tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(SystemExit) as stop:
-        run(data_dir=str(tmp_path / "file" / "data"), size="toy")
+        run(data_dir=str(tmp_path / "file" / "data"), plan="toy")
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("prepare_data: ")
 
 
 @pytest.mark.slow
 def test_heads_are_rendered_and_packed(tmp_path):
-    run(data_dir=str(tmp_path), size="toy")
+    run(data_dir=str(tmp_path), plan="toy")
     (report,) = tmp_path.rglob("report.json")
     found = json.loads(report.read_text())
     plan = procedural_heads.PLANS["toy"]

@@ -11,13 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import launch, random_batches, recorded_batches, train_denoiser
 from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
 from geodiff_jax import sharding
 from geodiff_jax.training import loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
+from tests.experiments import launch as test_launch
 from tests.experiments import small
+
+launch, random_batches, recorded_batches, train_denoiser = (
+    test_launch.import_apart(f"experiments.{name}")
+    for name in ("launch", "random_batches", "recorded_batches", "train_denoiser")
+)
 
 CONFIG = "--config=experiments/configs/geoface.py:size=tiny"
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
