@@ -44,8 +44,8 @@ def attend(
       128 (256 from Hopper on) that 8 divides.
     - "splash": the Pallas kernel for TPUs. `mask` hides keys from all queries and heads
       of an item, or nothing; on a mesh, call inside `shard_map`.
-    - "auto": cuDNN or splash where they run and take the arrays, else by the number of
-      logits.
+    - "auto": cuDNN or, on one TPU, splash where they take the arrays, else by the
+      number of logits.
 
     Raises:
       ValueError: a mask that splash does not take.
@@ -81,10 +81,15 @@ def _choose(queries: Array, keys: Array, mask: Array | None) -> Implementation:
     *batch, count, heads, width = queries.shape
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "")
-    if device.platform == "tpu" and (mask is None or _hides_keys_only(mask)):
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.size == 1  # XLA cannot partition a Mosaic kernel.
+    hides_keys = mask is None or _hides_keys_only(mask)
+    if device.platform == "tpu" and alone and hides_keys:
         return "splash"
     half = queries.dtype in (jnp.bfloat16, jnp.float16)
-    if half and width % 8 == 0 and width <= _widest_of_cudnn(capability):
+    # cuDNN's gradients want even numbers of tokens where a mask becomes a bias.
+    even = mask is None or (count % 2 == 0 and keys.shape[-3] % 2 == 0)
+    if half and even and width % 8 == 0 and width <= _widest_of_cudnn(capability):
         return "cudnn"
     # 4 MB: beyond, logits leave the caches of a CPU, and its memory is the bottleneck.
     few = 2**20 if device.platform == "cpu" else 2**26

@@ -41,7 +41,8 @@ class Denoiser(nn.Module):
     Maps of the layout are concatenated to the latents; with `unet.maps` they are
     projected onto the first hidden map, with a `guide` they go through it instead.
     Defaults are GeoDiff4D's. What stands here is all that is trained but the splatted
-    features of Learn2Control.
+    features of Learn2Control. `init` makes what its call uses: give it a `reference`
+    and `driving` crops where there is a net for them.
     """
 
     unet: unet.UNet
@@ -89,7 +90,8 @@ class Denoiser(nn.Module):
 
         Args:
           latents: noised; whatever they hold in the slots of references is ignored.
-          t: diffusion time, broadcastable to (batch, domain, view, time).
+          t: diffusion time: one for all, one per item (batch,), or broadcastable to
+            (batch, domain, view, time).
           signals: leading axes (batch, view, time), the same for all domains.
           reference: runs the reference net. Give it or its `bank`, not both.
           bank: what `remember` returned, once for many steps of sampling.
@@ -135,7 +137,7 @@ class Denoiser(nn.Module):
         )
         if held is None:
             return prediction
-        # As in CAP4D: what the caller's latents hold beyond the clean ones.
+        # No prediction, as in CAP4D: losses mask it, samplers cut it off.
         return jnp.where(slots, latents - held[:, None], prediction)
 
     def remember(self, reference: Reference) -> dict[str, jax.Array]:

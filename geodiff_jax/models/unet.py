@@ -81,7 +81,8 @@ class UNet(nn.Module):
 
         Args:
           x: latents, with whatever maps are concatenated to them.
-          t: diffusion time, broadcastable to (batch, domain, view, time).
+          t: diffusion time: one for all, one per item (batch,), or broadcastable to
+            (batch, domain, view, time).
           context: what cross-attention looks at, such as a text or an image embedding.
           expression: what expression modules look at.
           maps: condition maps that are added as in CAP4D.
@@ -123,7 +124,7 @@ class UNet(nn.Module):
     def _embed(self, t: jax.Array, label: jax.Array | None) -> jax.Array:
         """Of diffusion time and label: (batch, domain, view, time, e), or 1 of each."""
         t = jnp.asarray(t)
-        t = t.reshape((1,) * (4 - t.ndim) + t.shape)
+        t = t.reshape(t.shape + (1,) * (4 - t.ndim))
         width = layers.WIDENING * self.channels
         y = layers.timestep_embedding(t, self.channels).astype(self.dtype)
         y = nn.silu(nn.Dense(width, dtype=self.dtype, name="time1")(y))

@@ -110,6 +110,17 @@ def test_items_are_dropped_one_by_one(paper):
     np.testing.assert_array_equal(some[1], none[1])
 
 
+def test_one_time_per_item_is_that_items():
+    apply, variables, given = prepared("cap4d")
+    times = jnp.asarray([3, 700])
+    whole = jnp.broadcast_to(times[:, None, None, None], (2, 1, 1, 1))
+    np.testing.assert_allclose(
+        compiled(settings.network("cap4d").apply)(variables, **given | {"t": times}),
+        apply(variables, **given | {"t": whole}),
+        atol=1e-4,  # Two programs; the predictions are about 1.
+    )
+
+
 @pytest.mark.parametrize("paper", ["cap4d", "geoface"])
 def test_noise_in_the_slots_of_references_is_ignored(paper):
     apply, variables, given = prepared(paper)
