@@ -250,7 +250,8 @@ def test_every_parameter_learns(paper):
             schedule=SCHEDULE,
             optimizer=optimizer,
             objective=objective,
-        )
+        ),
+        compiler_options=settings.QUICKLY,
     )
     state, first = step(KEY, states.initial_state(KEY, variables, optimizer), batch)
     gradient = state.optimizer[0].mu  # A tenth of it, after the first step.
