@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Num
 
-from geodiff_jax.models import expression_encoder, guider, unet
+from geodiff_jax.models import expression_encoder, guider, unet, vae
 from geodiff_jax.render import conditioning
 from geodiff_jax.render.conditioning import Conditioning
 
@@ -172,7 +172,7 @@ class Denoiser(nn.Module):
                 "Expected an expression encoder for driving crops, got none; give the "
                 "tokens in the conditioning."
             )
-        return self.encoder(expression_encoder.to_input(crops), train=train)
+        return self.encoder(vae.pixels_from_images(crops), train=train)
 
     def _enter(
         self, x: Latents, signals: Conditioning

@@ -17,11 +17,6 @@ from geodiff_jax.models import attention, layers
 NORM_EPSILON = 1e-5
 
 
-def to_input(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
-    """House images in [0, 1] as the encoder takes them, in [-1, 1]."""
-    return 2.0 * images - 1.0
-
-
 def sincos_positions(positions: Float[Array, " n"], width: int) -> Float[Array, "n w"]:
     """Sines, then cosines, of positions at frequencies from 1 to almost 1/10,000."""
     exponents = jnp.arange(width // 2, dtype=jnp.float32) / (width // 2)
@@ -165,7 +160,7 @@ class ExpressionEncoder(nn.Module):
         *,
         train: bool = False,
     ) -> tuple[Float[Array, "*b latent"], Float[Array, "*b tokens token_width"]]:
-        """Crops in [-1, 1] (see `to_input`), of 224 x 224 pixels for X-NeMo's weights.
+        """Crops in [-1, 1], of 224 x 224 pixels for X-NeMo's weights.
 
         `box` is where the face is beside the reference's: shift down and right in units
         of the reference's box, and size. X-NeMo gives (0, 0, 1) when it generates;

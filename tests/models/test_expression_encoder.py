@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geodiff_jax.models import expression_encoder, names_expression, weights
+from geodiff_jax.models import expression_encoder, names_expression, vae, weights
 from tests.conftest import shared_data
 
 TINY = expression_encoder.ExpressionEncoder(
@@ -143,7 +143,7 @@ def test_attention_starts_as_nothing():
 
 def test_house_images_become_inputs():
     house = jnp.asarray([0.0, 0.5, 1.0]).reshape(1, 1, 3)
-    assert expression_encoder.to_input(house).ravel().tolist() == [-1.0, 0.0, 1.0]
+    assert vae.pixels_from_images(house).ravel().tolist() == [-1.0, 0.0, 1.0]
 
 
 def test_sides_that_do_not_divide_are_refused():
