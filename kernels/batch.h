@@ -19,6 +19,15 @@ inline int64_t Product(Dimensions dimensions) {
   return product;
 }
 
+// Whether an operand of items with `inner` axes has the leading axes of a batch, or 1.
+inline bool Broadcasts(Dimensions operand, Dimensions batch, size_t inner) {
+  if (operand.size() != batch.size() + inner) return false;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (operand[i] != 1 && operand[i] != batch[i]) return false;
+  }
+  return true;
+}
+
 // Where number `index` of a batch lies in an operand, in elements. The last `inner`
 // axes are one item's; leading axes are the batch's or 1 (broadcast), which is what
 // jax.ffi's vmap_method="expand_dims" hands over.

@@ -229,10 +229,11 @@ using Indices = ffi::Buffer<ffi::S32>;
 
 // Points (..., p, 3), faces (..., f, 3), images (..., h, w) of equal rank; leading axes
 // of operands are those of the results, or 1.
-bool Fits(const Points& points, const Indices& faces, size_t rank) {
-  return rank >= 2 && points.dimensions().size() == rank &&
-         faces.dimensions().size() == rank && points.dimensions()[rank - 1] == 3 &&
-         faces.dimensions()[rank - 1] == 3;
+bool Fits(const Points& points, const Indices& faces, Dimensions image) {
+  if (image.size() < 2) return false;
+  const Dimensions lead = image.first(image.size() - 2);
+  return Broadcasts(points.dimensions(), lead, 2) && points.dimensions().back() == 3 &&
+         Broadcasts(faces.dimensions(), lead, 2) && faces.dimensions().back() == 3;
 }
 
 ffi::Error Misfit() {
@@ -263,7 +264,7 @@ ffi::Error MeshRasterize(ffi::ThreadPool pool, Points points, Indices faces,
                          ffi::ResultBuffer<ffi::S32> face) {
   const Dimensions image = face->dimensions();
   const size_t rank = image.size();
-  if (!Fits(points, faces, rank)) return Misfit();
+  if (!Fits(points, faces, image)) return Misfit();
   const int64_t height = image[rank - 2], width = image[rank - 1];
   const int64_t batch = BatchSize(image);
   if (batch * height * width == 0) return ffi::Error::Success();
@@ -285,7 +286,8 @@ ffi::Error MeshInterpolate(ffi::ThreadPool pool, Points points, Indices faces,
                            ffi::ResultBuffer<ffi::F32> depth) {
   const Dimensions image = depth->dimensions();
   const size_t rank = image.size();
-  if (!Fits(points, faces, rank) || face.dimensions().size() != rank ||
+  if (!Fits(points, faces, image) ||
+      !Broadcasts(face.dimensions(), image.first(rank - 2), 2) ||
       weights->element_count() != 3 * depth->element_count()) {
     return Misfit();
   }

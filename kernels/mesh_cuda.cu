@@ -108,9 +108,10 @@ ffi::Error MeshRasterize(Stream stream, ffi::Buffer<ffi::F32> points,
                          ffi::ResultBuffer<ffi::U32> large) {
   const Dimensions image = face->dimensions();
   const size_t rank = image.size();
-  if (rank < 2 || rank - 2 > kMaxBatchAxes || points.dimensions().size() != rank ||
-      faces.dimensions().size() != rank || points.dimensions()[rank - 1] != 3 ||
-      faces.dimensions()[rank - 1] != 3) {
+  if (rank < 2 || rank - 2 > kMaxBatchAxes ||
+      !Broadcasts(points.dimensions(), image.first(rank - 2), 2) ||
+      !Broadcasts(faces.dimensions(), image.first(rank - 2), 2) ||
+      points.dimensions().back() != 3 || faces.dimensions().back() != 3) {
     return ffi::Error::InvalidArgument(
         "mesh_rasterize expects points (..., p, 3), faces (..., f, 3) and a face "
         "image (..., h, w) of equal rank");

@@ -54,8 +54,16 @@ ffi::Error SplatForward(ffi::ThreadPool pool, Array means, Array quaternions,
   const size_t lead = shape.size() - 3;
   const int64_t num_cameras = shape[lead], height = shape[lead + 1];
   const int64_t width = shape[lead + 2], pixels = height * width;
-  const int64_t num_channels = image->dimensions().back();
-  if (!operands.Valid(lead, num_cameras)) return Misshapen();
+  if (!operands.Valid(shape.first(lead), num_cameras)) return Misshapen();
+  const int64_t num_gaussians = means.dimensions()[lead];
+  const int64_t num_channels = features.dimensions().back();
+  const auto holds = [](auto& result, int64_t size) {
+    return static_cast<int64_t>(result->element_count()) == size;
+  };
+  if (!holds(image, Product(shape) * num_channels) ||
+      !holds(visible, Product(shape.first(lead + 1)) * num_gaussians)) {
+    return Misshapen();
+  }
   const bool has_depth = depth->element_count() == alpha->element_count();
   std::fill_n(visible->typed_data(), visible->element_count(), false);
   const int64_t num_images = Product(shape) == 0 ? 0 : Product(shape) / pixels;
@@ -91,8 +99,11 @@ ffi::Error SplatBackward(ffi::ThreadPool pool, Array means, Array quaternions,
   const size_t lead = shape.size() - 3;
   const int64_t num_cameras = shape[lead], height = shape[lead + 1];
   const int64_t width = shape[lead + 2], pixels = height * width;
-  if (!operands.Valid(lead, num_cameras)) return Misshapen();
+  if (d_means->dimensions().size() != lead + 2) return Misshapen();
   const Dimensions results = d_means->dimensions().first(lead);
+  if (!operands.Valid(results, num_cameras) || !Broadcasts(shape, results, 3)) {
+    return Misshapen();
+  }
   const bool has_depth = d_depth.element_count() == d_alpha.element_count();
   for (Result* result : {&d_means, &d_quaternions, &d_scales, &d_opacities, &d_features,
                          &d_cameras, &d_intrinsics, &d_background, &d_offsets}) {

@@ -63,7 +63,9 @@ ffi::Error SplatForward(Stream stream, Floats means, Floats quaternions, Floats 
   const Dimensions shape = alpha->dimensions();
   if (shape.size() < 3) return Misshapen();
   const size_t lead = shape.size() - 3;
-  if (lead > kMaxBatchAxes || !operands.Valid(lead, shape[lead])) return Misshapen();
+  if (lead > kMaxBatchAxes || !operands.Valid(shape.first(lead), shape[lead])) {
+    return Misshapen();
+  }
   const bool has_depth = depth->element_count() == alpha->element_count();
   const SplatProblem p = Problem(operands, shape.first(lead), shape[lead], shape[lead + 1],
                                  shape[lead + 2], has_depth, near, antialiased);
@@ -121,11 +123,14 @@ ffi::Error SplatBackward(Stream stream, Floats means, Floats quaternions, Floats
   if (shape.size() < 3) return Misshapen();
   const size_t lead = shape.size() - 3;
   const int64_t num_cameras = shape[lead];
-  if (lead > kMaxBatchAxes || !operands.Valid(lead, num_cameras) ||
-      d_means->dimensions().size() != lead + 2 || last.dimensions().size() != lead + 3) {
+  if (lead > kMaxBatchAxes || d_means->dimensions().size() != lead + 2) {
     return Misshapen();
   }
   const Dimensions sets = d_means->dimensions().first(lead);
+  if (!operands.Valid(sets, num_cameras) || !Broadcasts(shape, sets, 3) ||
+      !Broadcasts(last.dimensions(), sets, 3)) {
+    return Misshapen();
+  }
   const Dimensions list_sets = last.dimensions().first(lead);
   const bool has_depth = d_depth.element_count() == d_alpha.element_count();
   SplatProblem p = Problem(operands, sets, num_cameras, shape[lead + 1], shape[lead + 2],

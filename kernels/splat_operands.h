@@ -17,14 +17,15 @@ struct SplatOperands {
   Array means, quaternions, scales, opacities, features, cameras, intrinsics, background,
       offsets;
 
-  // Whether all shapes fit together, with `lead` leading axes.
-  bool Valid(size_t lead, int64_t num_cameras) const {
+  // Whether all shapes fit together, behind the leading axes of `batch`.
+  bool Valid(Dimensions batch, int64_t num_cameras) const {
+    const size_t lead = batch.size();
     const auto fits = [&](const Array& array, std::initializer_list<int64_t> inner) {
       const Dimensions d = array.dimensions();
-      return d.size() == lead + inner.size() &&
+      return Broadcasts(d, batch, inner.size()) &&
              std::equal(inner.begin(), inner.end(), d.begin() + lead);
     };
-    if (features.dimensions().size() != lead + 2) return false;
+    if (!Broadcasts(features.dimensions(), batch, 2)) return false;
     const int64_t n = features.dimensions()[lead], c = features.dimensions()[lead + 1];
     return n < UINT32_MAX && fits(means, {n, 3}) && fits(quaternions, {n, 4}) &&
            fits(scales, {n, 3}) && fits(opacities, {n}) && fits(background, {c}) &&

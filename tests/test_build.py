@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,24 @@ def test_without_compiler_one_warning_and_no_failure(tmp_path):
     done = build(tmp_path, PATH=str(tmp_path))
     assert done.stderr.count("WARNING") == 1 and "compiler" in done.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_arithmetic_is_that_of_the_standard():
+    """No fast-math, by flag, pragma or attribute: NaN stays NaN, sums keep their order.
+
+    -fno-math-errno and -fno-trapping-math change no value.
+    """
+    sources = [ROOT / "setup.py"]
+    sources += [
+        p for p in (ROOT / "kernels").iterdir() if p.suffix in {".cc", ".cu", ".h"}
+    ]
+    everything = "".join(path.read_text() for path in sources)
+    assert "-fno-math-errno" in everything and "namespace geodiff" in everything
+    loose = (
+        r"fast[-_]math|Ofast|unsafe-math|finite-math|reciprocal-math|associative-math|"
+        r"no-signed-zeros|no-honor|ftz=true|prec-\w+=false|float_control|fp reassociate"
+    )
+    assert not re.findall(loose, everything)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import test_util
 
 from geodiff_jax.geometry import camera as cameras
-from geodiff_jax.render import mesh_rasterizer
+from geodiff_jax.render import ffi, mesh_rasterizer
 from tests.render.backends import each_backend, each_kernel
 
 
@@ -339,3 +339,47 @@ def test_kernel_agrees_with_reference(backend, scene):
     for name in ("barycentric", "depth"):
         found, expected = getattr(kernel, name)[same], getattr(reference, name)[same]
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# Right operands of the two kernels, before images of 8 x 8 pixels.
+OPERANDS = {"rasterize": ((3, 3), (1, 3)), "interpolate": ((3, 3), (1, 3), (8, 8))}
+
+
+def call_kernel(name, shapes, *, lead=(), width=8, dtypes=None):
+    dtypes = dtypes or ("float32", "int32", "int32")
+    results = [jax.ShapeDtypeStruct((*lead, 8, width), jnp.int32)]
+    if name == "interpolate":
+        results = [
+            jax.ShapeDtypeStruct((*lead, 8, width, *inner), jnp.float32)
+            for inner in ((3,), ())
+        ]
+    operands = [jnp.zeros(s, d) for s, d in zip(shapes, dtypes, strict=False)]
+    return jax.block_until_ready(ffi.call(f"mesh_{name}", results, *operands))
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [(name, i) for name in OPERANDS for i in range(len(OPERANDS[name]))],
+)
+def test_operands_of_another_shape_are_refused(kernels, name, place):
+    """By the handlers themselves, whoever calls them."""
+    assert ffi.available("cpu")
+    call_kernel(name, OPERANDS[name])
+    shapes = list(OPERANDS[name])
+    for wrong in ((*shapes[place][:-1], 4), shapes[place][:-1], (1, *shapes[place])):
+        shapes[place] = wrong
+        with pytest.raises(jax.errors.JaxRuntimeError, match="mesh: expected points"):
+            call_kernel(name, shapes)
+    batched = [(1, *shape) for shape in OPERANDS[name]]
+    call_kernel(name, batched, lead=(3,))
+    batched[place] = (2, *OPERANDS[name][place])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="mesh: expected points"):
+        call_kernel(name, batched, lead=(3,))
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+def test_operands_of_another_type_are_refused(kernels, name):
+    assert ffi.available("cpu")
+    for dtypes in (("bfloat16", "int32", "int32"), ("float32", "uint32", "int32")):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"(?i)bf16|u32"):
+            call_kernel(name, OPERANDS[name], dtypes=dtypes)

@@ -64,9 +64,9 @@ OPERANDS = ((2, 3), (2, 4), (2, 3), (2,), (2, 5), (1, 3, 4), (1, 4), (5,), (1, 0
 RESULTS = ((1, 8, 8, 5), (1, 8, 8), (1, 0, 0))
 
 
-def call_forward(operands):
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in RESULTS]
-    results.append(jax.ShapeDtypeStruct((1, 2), jnp.bool_))
+def call_forward(operands, *, results=RESULTS, lead=()):
+    results = [jax.ShapeDtypeStruct((*lead, *s), jnp.float32) for s in results]
+    results.append(jax.ShapeDtypeStruct((*lead, 1, 2), jnp.bool_))
     options = {"near": np.float32(0.01), "antialiased": False}
     return ffi.call("splat_forward", results, *operands, **options)
 
@@ -80,6 +80,25 @@ def test_operands_of_another_shape_are_refused(kernels, place):
     operands[place] = jnp.ones((*OPERANDS[place][:-1], 7), jnp.float32)
     with pytest.raises(jax.errors.JaxRuntimeError, match="operands do not fit"):
         jax.block_until_ready(call_forward(operands))
+
+
+@pytest.mark.parametrize("place", range(len(OPERANDS)))
+def test_batches_of_another_length_are_refused(kernels, place):
+    """Leading axes are the results', or 1: an axis of 2 holds no third set."""
+    assert ffi.available("cpu")
+    operands = [jnp.ones((1, *shape), jnp.float32) for shape in OPERANDS]
+    assert np.isfinite(call_forward(operands, lead=(3,))[0]).all()
+    operands[place] = jnp.ones((2, *OPERANDS[place]), jnp.float32)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="operands do not fit"):
+        jax.block_until_ready(call_forward(operands, lead=(3,)))
+
+
+def test_an_image_of_other_channels_is_refused(kernels):
+    assert ffi.available("cpu")
+    operands = [jnp.ones(shape, jnp.float32) for shape in OPERANDS]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="operands do not fit"):
+        results = ((1, 8, 8, 4), *RESULTS[1:])
+        jax.block_until_ready(call_forward(operands, results=results))
 
 
 def test_operands_of_another_type_are_refused(kernels):
