@@ -12,7 +12,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
+
+from geodiff_jax import sharding
 
 Implementation = Literal["auto", "cudnn", "splash", "chunked", "plain"]
 
@@ -43,9 +46,11 @@ def attend(
     - "cudnn": flash attention on NVIDIA GPUs, in half precision, of head widths up to
       128 (256 from Hopper on) that 8 divides.
     - "splash": the Pallas kernel for TPUs. `mask` hides keys from all queries and heads
-      of an item, or nothing; on a mesh, call inside `shard_map`.
-    - "auto": cuDNN or, on one TPU, splash where they take the arrays, else by the
-      number of logits.
+      of an item, or nothing.
+    - "auto": cuDNN or splash where they take the arrays, else by the number of logits.
+
+    On a mesh of `sharding.AXES` every device computes its own items and heads, where
+    their numbers allow; XLA could partition neither kernel nor loop by itself.
 
     Raises:
       ValueError: a mask that splash does not take.
@@ -58,7 +63,7 @@ def attend(
         missing = len(batch) + 3 - mask.ndim
         mask = _fold(mask.reshape((1,) * missing + mask.shape), batch)
     run = {"cudnn": _cudnn, "splash": _splash, "chunked": _chunked, "plain": _plain}
-    seen = run[implementation](queries, keys, values, mask)
+    seen = _on_mesh(run[implementation])(queries, keys, values, mask)
     return seen.reshape(*batch, *seen.shape[1:])
 
 
@@ -81,10 +86,7 @@ def _choose(queries: Array, keys: Array, mask: Array | None) -> Implementation:
     *batch, count, heads, width = queries.shape
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "")
-    mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1  # XLA cannot partition a Mosaic kernel.
-    hides_keys = mask is None or _hides_keys_only(mask)
-    if device.platform == "tpu" and alone and hides_keys:
+    if device.platform == "tpu" and (mask is None or _hides_keys_only(mask)):
         return "splash"
     half = queries.dtype in (jnp.bfloat16, jnp.float16)
     # cuDNN's gradients want even numbers of tokens where a mask becomes a bias.
@@ -95,6 +97,47 @@ def _choose(queries: Array, keys: Array, mask: Array | None) -> Implementation:
     few = 2**20 if device.platform == "cpu" else 2**26
     logits = math.prod(batch) * heads * count * keys.shape[-3]
     return "plain" if logits <= few else "chunked"
+
+
+def _on_mesh(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function` of (n, q, heads, width) arrays and a mask, by items and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    # Axes that someone else has split are none of ours.
+    free = [n for n in mesh.auto_axes if n in sharding.AXES and mesh.shape[n] > 1]
+    if not free:
+        return function
+
+    def run(*arrays: Array | None) -> Array:
+        count = max(x.shape[0] for x in arrays if x is not None)
+        heads = arrays[0].shape[2]
+        items = tuple(n for n in free if n != "tensor")
+        if count % math.prod(mesh.shape[n] for n in items):
+            items = ()
+        over_heads = "tensor" if "tensor" in free else None
+        if over_heads and heads % mesh.shape["tensor"]:
+            over_heads = None
+
+        def place(size: tuple[int, ...], heads_axis: int) -> PartitionSpec:
+            spec = [items or None, *(None,) * 3]
+            spec[heads_axis] = over_heads
+            return PartitionSpec(
+                *(n if s > 1 else None for n, s in zip(spec, size, strict=True))
+            )
+
+        specs = [
+            None if x is None else place(x.shape, 2 if i < 3 else 1)
+            for i, x in enumerate(arrays)
+        ]
+        split = jax.shard_map(
+            function,
+            in_specs=tuple(specs),
+            out_specs=place((count, 1, heads, 1), 2),
+            axis_names=set(free),
+            check_vma=False,  # Pallas kernels say nothing of what varies.
+        )
+        return split(*arrays)
+
+    return run
 
 
 def _widest_of_cudnn(capability: str) -> int:

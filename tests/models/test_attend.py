@@ -1,6 +1,8 @@
 """Attention is one function, however it is computed."""
 
 import functools
+import json
+import os
 import subprocess
 import sys
 import types
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from geodiff_jax import sharding
 from geodiff_jax.models import attend
 
 MASKS = {
@@ -135,6 +138,67 @@ def test_splash_lowers_for_tpus_with_its_gradient(queries, keys, masked):
         assert ours.shape == theirs.shape
 
 
+ON_A_MESH = """
+import jax, json
+from geodiff_jax import sharding
+from geodiff_jax import sharding
+from geodiff_jax.models import attend
+from tests.models.test_attend import arrays, draw_mask
+
+def both(implementation, masked, heads):
+    *operands, upstream = arrays(4, queries=70, keys=90, heads=heads, width=8)
+    mask = draw_mask((4, 1, 1, 90)) if masked else None
+    def run(*operands):
+        return attend.attend(*operands, mask=mask, implementation=implementation)
+    def outs(*operands):
+        out, pull = jax.vjp(run, *operands)
+        return out, pull(upstream)
+    return outs, operands
+
+cases = ("chunked", False, 4), ("chunked", True, 4), ("plain", True, 3)
+for implementation, masked, heads in (*cases, ("chunked", True, 1)):
+    outs, operands = both(implementation, masked, heads)
+    alone = jax.jit(outs)(*operands)
+    with jax.set_mesh(sharding.make_mesh((2, 2, 2))):
+        batch = jax.NamedSharding(jax.sharding.get_mesh(), sharding.BATCH)
+        placed = jax.device_put(operands, batch)
+        lowered = jax.jit(outs).lower(*placed).compile()
+        together = lowered(*placed)
+    pairs = zip(jax.tree.leaves(alone), jax.tree.leaves(together))
+    far = max(abs(a - b).max() for a, b in pairs)
+    print(json.dumps([float(far), lowered.as_text().count("all-gather(")]))
+"""
+
+
+@pytest.mark.slow
+def test_every_device_of_a_mesh_attends_to_its_own():
+    """What one device computes, without fetching another's items or heads.
+
+    Heads that a mesh does not divide stay whole.
+    """
+    flags = "--xla_force_host_platform_device_count=8"
+    ended = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert len(lines) == 4 and max(far for far, _ in lines) < 1e-6
+    assert all(gathers == 0 for _, gathers in lines)
+
+
+def test_splash_lowers_for_a_mesh_of_tpus():
+    *operands, _ = arrays(8, queries=256, keys=256, heads=2, width=64)
+    run = functools.partial(attend.attend, implementation="splash")
+    with jax.sharding.use_abstract_mesh(sharding.abstract_mesh((2, 2, 2))):
+        lowered = jax.jit(run).trace(*operands).lower(lowering_platforms=("tpu",))
+    text = lowered.as_text()
+    # Two items and one head of eight and two, of a head width of 64.
+    assert "tpu_custom_call" in text and "2x1x256x64" in text
+
+
 def test_splash_is_attention(monkeypatch):
     """Its kernel, interpreted: padding and masks as in the definition."""
     kernels = attend.splash_attention
@@ -187,6 +251,7 @@ def test_the_form_fits_the_device(
 
 LARGE = """
 import jax
+from geodiff_jax import sharding
 from geodiff_jax.models import attend
 keys = jax.random.split(jax.random.key(0), 3)
 sizes = (8192, 16384, 16384)
