@@ -16,20 +16,23 @@ from PIL import Image
 from scipy import ndimage
 
 from geodiff_jax.appearance import look, texture
-from geodiff_jax.avatar import losses, preview
+from geodiff_jax.avatar import closing, losses, preview
 from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar import start as avatar_start
 from geodiff_jax.avatar.model import Avatar
 from geodiff_jax.geometry import mesh
 from geodiff_jax.geometry.camera import Camera
+from geodiff_jax.head import landmarks, procedural
 from geodiff_jax.head import model as head_model
-from geodiff_jax.head import procedural
 from geodiff_jax.io import images
 from geodiff_jax.metrics import image as image_metrics
 from geodiff_jax.metrics import region as metric_region
 from geodiff_jax.tracking import detect, overlay
 from geodiff_jax.tracking import fit as head_fit
 from geodiff_jax.training import reconstruction as avatar_fit
+
+MOUTH_DEPTH = 0.03
+"""Metres behind the lips at which a mouth gets a third of the light; ours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +129,7 @@ def build(
         # A small face was enlarged: it must also be right at the photo's own pixels.
         views.append(make_view(tracked, native))
     sides = side_views(avatar, camera, size=config.side_size, backend=backend)
-    return avatar_fit.reconstruct(
+    avatar = avatar_fit.reconstruct(
         fit_key,
         avatar,
         tuple(views),
@@ -135,16 +138,25 @@ def build(
         backend=backend,
         on_step=on_step,
     )
+    return closing.close_face(avatar, _judging(avatar, result.camera), backend=backend)
+
+
+def _judging(avatar: Avatar, camera: Camera) -> tuple[Camera, Camera]:
+    """The cameras from which a face must be opaque: the photo's, and straight ahead."""
+    front = preview.front_camera(avatar.head, avatar.params, camera, size=512)
+    return camera, front
 
 
 def default_colors(head: head_model.HeadModel) -> Float[Array, "v 3"]:
     """What an average person would look like where the photo shows nothing."""
     person = look.sample_look(jax.random.key(0))
     colors = texture.vertex_colors(head, person)
-    # Little light gets into a mouth.
-    for name, share in (("mouth_interior", 0.3), ("tongue", 0.5)):
-        colors = jnp.where(head.regions[name][:, None], share * colors, colors)
-    return colors
+    # Little light gets into a mouth, and less the deeper.
+    inside = head.regions["mouth_interior"] | head.regions["tongue"]
+    lips = landmarks.positions(head, head.template)[60:68, 2].mean()
+    depth = jnp.maximum(lips - head.template[:, 2], 0.0)
+    share = jnp.where(inside, 0.6 * jnp.exp(-depth / MOUTH_DEPTH), 1.0)
+    return share[:, None] * colors
 
 
 def working_camera(tracked: Tracked, *, size: int) -> Camera:
@@ -262,8 +274,10 @@ def side_views(
         for c in around
     ]
     batched = jax.tree.map(lambda *leaves: jnp.stack(leaves), *around)
-    images_around = avatar_fit.render_sides(avatar, batched, backend=backend)
-    return avatar_fit.SideViews(batched, images_around, jnp.asarray(np.stack(solid)))
+    images_around, alphas = avatar_fit.render_sides(avatar, batched, backend=backend)
+    # What is carved off, for the photo shows none of it, must not grow back.
+    opaque = jnp.asarray(np.stack(solid)) & (alphas > 0.9)
+    return avatar_fit.SideViews(batched, images_around, opaque)
 
 
 def measure(
@@ -284,9 +298,8 @@ def measure(
     view = draw(avatar, avatar.params, camera)
     image = np.clip(np.asarray(view.image), 0.0, 1.0)
     mask = jnp.asarray(region)
-    front = preview.front_camera(avatar.head, avatar.params, camera, size=512)
     alphas = []
-    for lens in (camera, front):
+    for lens in _judging(avatar, camera):
         face = metric_region.face_mask(avatar.head, avatar.params, lens)
         alpha = np.asarray(draw(avatar, avatar.params, lens).alpha)
         alphas.append(alpha[face].min() if face.any() else np.nan)

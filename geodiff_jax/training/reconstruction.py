@@ -21,7 +21,6 @@ from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar.model import Avatar
 from geodiff_jax.gaussians.model import Gaussians
 from geodiff_jax.geometry.camera import Camera
-from geodiff_jax.head import model as head_model
 from geodiff_jax.render import splatting
 
 
@@ -73,7 +72,7 @@ class SideViews:
     """Batched on a leading axis."""
     images: Float[Array, "k h w 3"]
     solid: Bool[Array, "k h w"]
-    """Inside the bare head: must stay opaque."""
+    """Inside the bare head, where the start is: must stay opaque."""
 
 
 @flax.struct.dataclass
@@ -229,7 +228,9 @@ def learning_gates(
     face = avatar.binding.face
     share *= jnp.maximum(jnp.asarray(shown), config.folded_rate)[face]
     share = jnp.clip(share, 0.0, 1.0)
-    on_face = jnp.asarray(head_model.face_region(avatar.head, "face"))[face]
+    # With the faces about its rim, where the soft edges of both sides meet.
+    in_face = avatar.head.regions["face"][avatar.head.faces]
+    on_face = jnp.any(in_face, axis=1)[face]
     closed = on_face & (avatar.gaussians.opacities > 0.95)
     gates = dict.fromkeys(_trainable(avatar.gaussians), jnp.where(closed, 0.0, share))
     return {**gates, "sh": share}
@@ -269,16 +270,17 @@ def triangle_scales(avatar: Avatar) -> Float[Array, " n"]:
 
 def render_sides(
     avatar: Avatar, cameras: Camera, *, backend: str | None = None
-) -> Float[Array, "k h w 3"]:
-    """The avatar in its source pose, over white, from a batch of cameras."""
+) -> tuple[Float[Array, "k h w 3"], Float[Array, "k h w"]]:
+    """(image over white, alpha) of the avatar in its source pose, from each camera."""
     world = avatar_model.pose(avatar, avatar.params)
 
-    def one(camera: Camera) -> Float[Array, "h w 3"]:
+    def one(camera: Camera) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
         colors = avatar_model.colors(world, camera)
         white = jnp.ones(3, colors.dtype)
-        return splatting.splat(
+        drawn = splatting.splat(
             world, colors, camera, background=white, backend=backend
-        ).image
+        )
+        return drawn.image, drawn.alpha
 
     return jax.lax.map(one, cameras)
 

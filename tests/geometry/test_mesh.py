@@ -253,9 +253,20 @@ def test_samples_share_faces_by_weight(seed, count):
 
 def test_samples_are_uniform_within_a_face():
     _, barycentric = mesh.sample_surface(jax.random.key(0), np.ones(1), count=4000)
-    # The quarter next to each corner; five standard deviations of chance.
-    quarters = (barycentric > 0.5).mean(axis=0)
-    np.testing.assert_allclose(quarters, 0.25, atol=5 * np.sqrt(0.1875 / 4000))
+    # The quarter next to each corner; chance would stray by 0.007.
+    np.testing.assert_allclose((barycentric > 0.5).mean(axis=0), 0.25, atol=0.004)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_samples_leave_no_gaps_within_a_face(seed):
+    _, barycentric = mesh.sample_surface(jax.random.key(seed), np.ones(1), count=400)
+    # An equilateral triangle of area 1, whose 400th is a square of side 0.05.
+    side = 2 / 3**0.25
+    corners = side * np.array([[0, 0], [1, 0], [0.5, 0.75**0.5]])
+    everywhere = np.random.default_rng(0).dirichlet(np.ones(3), 5000) @ corners
+    away = everywhere[:, None] - barycentric @ corners
+    # By chance 0.075 to 0.13 in these eight.
+    assert np.linalg.norm(away, axis=-1).min(axis=1).max() < 0.085
 
 
 def test_nothing_can_be_sampled_from_nothing():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from geodiff_jax import create
 from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar import preview
 from geodiff_jax.metrics import image as image_metrics
@@ -21,7 +22,7 @@ def sides(avatar):
     front = preview.front_camera(avatar.head, avatar.params, toy_head.camera(), size=48)
     around = [preview.turned(front, avatar.params, yaw) for yaw in (-0.5, 0.5)]
     cameras = jax.tree.map(lambda *x: jnp.stack(x), *around)
-    images = reconstruction.render_sides(avatar, cameras)
+    images, _ = reconstruction.render_sides(avatar, cameras)
     return reconstruction.SideViews(cameras, images, jnp.zeros((2, 48, 48), bool))
 
 
@@ -78,6 +79,33 @@ def test_evidence_counts_the_pixels_that_are_judged(fitted):
     np.testing.assert_allclose(
         reconstruction.evidence(start, (view,)).sum(), alpha[judged].sum(), rtol=1e-3
     )
+
+
+def test_the_closing_layer_of_the_face_keeps_its_place():
+    """That of its rim too, where neighbours beyond the face may leave."""
+    start = toy_avatar.load()
+    gates = reconstruction.learning_gates(start, (toy_avatar.view(48),), CONFIG)
+    in_face = np.asarray(start.head.regions["face"])[np.asarray(start.head.faces)]
+    corners = in_face.sum(axis=1)[np.asarray(start.binding.face)]
+    closing = np.asarray(start.gaussians.opacities) > 0.95
+    for some in (closing & (corners == 3), closing & (corners == 1)):
+        assert some.sum() > 3
+        assert np.all(np.asarray(gates["means"])[some] == 0)
+        assert np.asarray(gates["sh"])[some].max() > 0
+    assert np.asarray(gates["means"])[closing & (corners == 0)].max() > 0
+
+
+def test_what_was_carved_off_need_not_be_solid():
+    start = toy_avatar.load()
+    left = avatar_model.pose(start, start.params).means[:, 0] < 0
+    logits = jnp.where(left, start.gaussians.opacity_logits, -20.0)
+    carved = start.replace(gaussians=start.gaussians.replace(opacity_logits=logits))
+    whole, half = (
+        create.side_views(avatar, toy_head.camera(48), size=48)
+        for avatar in (start, carved)
+    )
+    assert np.all(half.solid <= whole.solid)
+    assert 0.1 * whole.solid.sum() < half.solid.sum() < 0.8 * whole.solid.sum()
 
 
 def test_the_same_key_gives_the_same_avatar():
