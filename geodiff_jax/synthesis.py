@@ -224,12 +224,13 @@ def _halves(
 ) -> tuple[_Conditions, _Conditions]:
     """What guidance is between: with everything, and without."""
     without = conditioning.unconditional(signals, layout)
+    lead = jax.tree.leaves(signals)[0].shape[:3]
     if own_expression is not None:
-        given = signals.expression_tokens
-        still = jnp.broadcast_to(own_expression[:, None, None], jnp.shape(given))
+        shape = (*lead, *own_expression.shape[1:])
+        still = jnp.broadcast_to(own_expression[:, None, None], shape)
         without = without.replace(expression_tokens=still)
     if not sampler.drops_reference:
         return (signals, bank, context, None), (without, bank, context, None)
-    reads = jnp.ones(jax.tree.leaves(signals)[0].shape[0], bool)
+    reads = jnp.ones(lead[0], bool)
     unseen = None if context is None else jnp.zeros_like(context)
     return (signals, bank, context, reads), (without, bank, unseen, ~reads)
