@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Key
 
 from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import denoiser, expression_encoder, guider, unet
-from geodiff_jax.render import conditioning
+from geodiff_jax.render import conditioning, splatted_features
 from geodiff_jax.training import denoising
 from geodiff_jax.training import optimizer as optimizers
+from geodiff_jax.training import state as states
 
 SIZES = {
     "tiny": {
@@ -174,8 +176,11 @@ def batch_shapes(config: ml_collections.ConfigDict) -> denoising.Batch:
     }
     parts: dict[str, Any] = {"frames": flags(config.batch, config.frames)}
     if "features" in config:
-        channels, size = config.features.channels, config.feature_image
-        signals["features"] = image(*lead, channels=channels, size=size)
+        parts["surface"] = splatted_features.Surface(
+            image(*lead, channels=3, size=config.features.size),
+            jax.ShapeDtypeStruct((*lead, 4), jnp.float32),
+            config.feature_image,
+        )
     if video:
         own = image(config.batch, channels=3) if "encoder" in model else None
         latents = image(config.batch, channels=config.latent_channels)
@@ -198,3 +203,28 @@ def batch_shapes(config: ml_collections.ConfigDict) -> denoising.Batch:
         parts["correspondences"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     clean = image(config.batch, domains, *lead[1:], channels=config.latent_channels)
     return denoising.Batch(clean, conditioning.Conditioning(**signals), **parts)
+
+
+def variables(key: Key[Array, ""], config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Random ones of a config's network, and of the features that learn with it."""
+    network_key, field_key = jax.random.split(key)
+    # Parameters know nothing of the batch, so one item makes them.
+    one = jax.tree.map(
+        lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch_shapes(config)
+    )
+    signals, field = one.signals, {}
+    if one.surface is not None:
+        drawn = splatted_features.even_field(field_key, **config.features)
+        field = {states.FIELD: vars(drawn)}
+        side, lead = one.surface.side, one.surface.intrinsics.shape[:-1]
+        empty = jnp.zeros((*lead, side, side, config.features.channels))
+        signals = signals.replace(features=empty)
+    made: Any = network(config).init(
+        network_key,
+        one.latents,
+        jnp.zeros((), int),
+        signals,
+        reference=one.reference,
+        driving=one.driving,
+    )
+    return {**made, "params": {**made["params"], **field}}

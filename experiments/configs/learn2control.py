@@ -3,9 +3,7 @@
 python -m experiments.train_denoiser --workdir=DIR \\
     --config=experiments/configs/learn2control.py:stage=1,size=paper
 
-stage=1   images, real and synthetic (Sec 3.4); the guider learns too. Features come
-          with the batch: drawing them inside the step, so that they learn, is not
-          wired yet.
+stage=1   images, real and synthetic (Sec 3.4); the splatted features learn too.
 stage=2   clips of 14 frames of real recordings, temporal modules alone.
 size      tiny | small | paper: see `generator.SIZES`.
 """
