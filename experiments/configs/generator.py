@@ -1,7 +1,7 @@
 """What the generators' configs share: sizes, and library objects from their fields.
 
-A config has plain numbers and words; `network`, `schedule` and `objective` make of it
-what the library takes. No module sees a config.
+A config has plain numbers and words; `network`, `schedule`, `objective` and `sampler`
+make of it what the library takes. No module sees a config.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Key
 
+from geodiff_jax import synthesis
 from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import denoiser, expression_encoder, guider, unet
 from geodiff_jax.render import conditioning, splatted_features
@@ -105,6 +106,17 @@ def choose(name: str, value: Any, options: dict[Any, Any]) -> Any:
     return options[value]
 
 
+def stage_and_size(
+    choice: dict[str, Any], stages: dict[str, dict[int, Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """(what a paper's `stages` have, the fields of the size), for a config's arguments.
+
+    Raises ValueError for a stage or a size that is none.
+    """
+    fields = size(choice["size"])
+    return choose("stage", choice["stage"], stages[choice["size"]]), fields
+
+
 def levels(fields: dict[str, Any]) -> int:
     """How many levels a size's UNet has."""
     return len(fields["unet"].get("multipliers", (1, 2, 4, 4)))
@@ -143,6 +155,15 @@ def objective(config: ml_collections.ConfigDict) -> denoising.Objective:
     """What a config trains for."""
     known = {field.name for field in dataclasses.fields(denoising.Objective)}
     return denoising.Objective(**{k: config.objective[k] for k in known})
+
+
+def sampler(
+    config: ml_collections.ConfigDict,
+) -> synthesis.ClipSampler | synthesis.ViewSampler:
+    """How a config's network is sampled: clips beside a reference net, else views."""
+    clips = "reference_net" in config.model
+    kind = synthesis.ClipSampler if clips else synthesis.ViewSampler
+    return kind(**config.sampler.to_dict())
 
 
 def optimizer(learning_rate: float) -> dict[str, Any]:
