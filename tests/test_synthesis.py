@@ -173,6 +173,9 @@ def test_clips_start_from_their_reference_or_from_noise(start):
         wanted = ddim.blur(wanted, sigma=18.0)
     wanted = jnp.broadcast_to(wanted[:, :, None] * sampler.from_reference, apart.shape)
     np.testing.assert_allclose(apart, wanted, atol=1e-4)
+    alone = sample(KEY, reference=jnp.zeros_like(one))
+    np.testing.assert_array_equal(alone[:, 0], alone[:, 1])
+    assert (np.std(alone, axis=2) > 0).all()
 
 
 GEOFACE = synthesis.ViewSampler(

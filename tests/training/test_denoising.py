@@ -89,6 +89,24 @@ def test_domains_share_their_noise():
     np.testing.assert_array_equal(figures["loss/domain0"], figures["loss/domain1"])
 
 
+def test_noise_is_of_its_own_for_all_but_domains():
+    """The network is handed the noise alone where there is no signal."""
+
+    def handed(variables, x, t, signals, **others):
+        return x, {"batch_stats": {"noise": x}}
+
+    silent = schedules.from_alpha_bar(np.linspace(1e-12, 0.0, 4))
+    batch = denoising.Batch(clips(views=3), Conditioning())
+    _, (_, found) = denoising.loss(
+        KEY, handed, {"params": {}}, silent, batch, objective=UNDROPPED
+    )
+    noise = np.asarray(found["noise"])
+    np.testing.assert_allclose(noise[:, 0], noise[:, 1], atol=1e-5)
+    images = noise[:, 0].reshape(4 * 3 * 2, -1)
+    # Some 18 numbers each: alike by chance beyond three quarters is one in 10,000.
+    assert np.abs(np.corrcoef(images) - np.eye(len(images))).max() < 0.8
+
+
 def test_items_are_dropped_as_often_as_asked():
     """A dropped item costs about 100 squared, so the mean tells their share."""
     latents = jnp.tile(clips(), (250, 1, 1, 1, 1, 1, 1))
