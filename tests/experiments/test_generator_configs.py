@@ -83,6 +83,12 @@ def test_ablations_change_what_table_2_names_and_nothing_else():
     assert geodiff4d.get_config("cross_view=false").cross_view == 0.0
 
 
+@pytest.mark.parametrize("module", [geodiff4d, cap4d, geoface, learn2control])
+def test_times_are_of_each_view_for_cap4d_alone(module):
+    objective = generator.objective(module.get_config())
+    assert objective.time_per_view == (module is cap4d)
+
+
 def test_samplers_take_what_stages_train_on():
     """Clips have the frames of stage 2, passes the views of a batch."""
     for module in (geodiff4d, learn2control):
