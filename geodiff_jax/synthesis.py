@@ -141,7 +141,7 @@ class ClipSampler:
 X_NEMO = ClipSampler(
     steps=35, window=24, blur_sigma=18.0, guidance=2.5, drops_reference=True
 )
-"""As its released code samples; give `clip` the portrait's `own_expression` too."""
+"""As its released code samples; it gives `clip` the portrait's `own_expression`."""
 
 
 def clip(
