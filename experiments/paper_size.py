@@ -48,7 +48,7 @@ def step_of(config: ml_collections.ConfigDict) -> tuple[Any, tuple]:
     objective = generator.objective(config)
     optimizer = optax.adamw(config.optimizer.learning_rate)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(functools.partial(fresh, network, batch, optimizer))
+    state = jax.eval_shape(functools.partial(fresh, config, optimizer))
     step = functools.partial(
         denoising.train_step,
         apply=network.apply,
@@ -60,20 +60,11 @@ def step_of(config: ml_collections.ConfigDict) -> tuple[Any, tuple]:
 
 
 def fresh(
-    network: Any, batch: denoising.Batch, optimizer: optax.GradientTransformation
+    config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation
 ) -> states.TrainState:
     """The state before the first step; under eval_shape, its shapes."""
-    variables = network.init(
-        jax.random.key(0),
-        jax.numpy.zeros(batch.latents.shape),
-        jax.numpy.zeros((), int),
-        jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), batch.signals),
-        reference=jax.tree.map(
-            lambda x: jax.numpy.zeros(x.shape, x.dtype), batch.reference
-        ),
-        driving=None if batch.driving is None else jax.numpy.zeros(batch.driving.shape),
-    )
-    return states.initial_state(jax.random.key(0), variables, optimizer)
+    key = jax.random.key(0)
+    return states.initial_state(key, generator.variables(key, config), optimizer)
 
 
 def lower(config: ml_collections.ConfigDict, platform: str) -> Any:

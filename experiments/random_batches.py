@@ -12,7 +12,7 @@ class RandomBatches:
     """The same for any number of processes, each of which gets its rows.
 
     Masks are as in real batches: no frame is padding, and the first `references` views
-    are references.
+    are references. Surfaces are clouds of the size of a head, a metre away.
     """
 
     def __init__(
@@ -61,7 +61,15 @@ class RandomBatches:
         if name == "correspondences":
             weights = rng.random(leaf.shape, np.float32)
             return weights / weights.sum(axis=-1, keepdims=True)
-        return rng.standard_normal(leaf.shape, np.float32)
+        if name == "intrinsics":
+            assert self._shapes.surface is not None
+            side = self._shapes.surface.side
+            lens = np.asarray([2, 2, 0.5, 0.5], np.float32) * side
+            return np.broadcast_to(lens, leaf.shape)
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        if name == "positions":
+            return 0.05 * noise + np.asarray([0, 0, 1], np.float32)
+        return noise
 
 
 def len_of(shapes: denoising.Batch) -> int:

@@ -11,7 +11,7 @@ from geodiff_jax.models import denoiser
 from geodiff_jax.render import conditioning
 from geodiff_jax.training import denoising
 
-MEANT = {"features": "splatted features", "correspondences": "UV coordinates"}
+MEANT = {"surface": "posed charts of heads", "correspondences": "UV coordinates"}
 """Parts that no dataset holds, in words."""
 
 
@@ -61,9 +61,8 @@ class RecordedBatches:
 
 def contents_of(config: generator.Config, shapes: denoising.Batch) -> loading.Contents:
     """What is read of every record. Raises ValueError for what no record has."""
-    signals = {name: x for name, x in vars(shapes.signals).items() if x is not None}
     for name, words in MEANT.items():
-        if name in signals or getattr(shapes, name, None) is not None:
+        if getattr(shapes, name) is not None:
             raise ValueError(
                 f"Expected batches that datasets hold, got some with {words}, which "
                 "none does yet; use --data=random."

@@ -178,18 +178,7 @@ def work_of(config: generator.Config) -> loop.Work:
 def fresh_state(key: Key[Array, ""], config: generator.Config) -> states.TrainState:
     """The state before the first step, of random weights."""
     own, run_key = jax.random.split(key)
-    # Parameters know nothing of the batch, so one item makes them.
-    one = jax.tree.map(
-        lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), generator.batch_shapes(config)
-    )
-    variables: Any = generator.network(config).init(
-        own,
-        one.latents,
-        jnp.zeros((), int),
-        one.signals,
-        reference=one.reference,
-        driving=one.driving,
-    )
+    variables = generator.variables(own, config)
     optimizer = optimizers.make(generator.optimizer_settings(config))
     return states.initial_state(run_key, variables, optimizer, trained=config.trained)
 

@@ -1,5 +1,6 @@
 """Views and clips: denoisers that know the answer give it, whatever the way."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from geodiff_jax import synthesis
+from geodiff_jax.diffusion import ddim
 from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.render import conditioning
 from tests.models import settings
@@ -81,7 +83,8 @@ def test_clips_show_each_frame_what_it_is_told(frames):
     """Also where frames are in several windows, and without their neighbours' say."""
     schedule = schedules.make()
 
-    def denoise(x, t, signals, *, bank):
+    def denoise(x, t, signals, *, bank, **nothing):
+        assert all(value is None for value in nothing.values())
         pose = signals.head_pose[:, None, ..., :2]
         tokens = signals.expression_tokens.mean((-2, -1))[
             :, None, ..., None, None, None
@@ -110,6 +113,118 @@ def test_clips_show_each_frame_what_it_is_told(frames):
     assert found.shape == (1, 2, frames, 4, 4, 2)
     for domain in range(2):
         np.testing.assert_allclose(found[:, domain], wanted, atol=1e-3)
+
+
+def test_x_nemos_guidance_is_away_from_the_portrait_itself():
+    """Without its bank and its context, and with its own expression."""
+    schedule = schedules.make()
+
+    def denoise(x, t, signals, *, bank, context, reads_bank):
+        tokens = signals.expression_tokens.mean((-2, -1))
+        known = tokens + (reads_bank * bank["all"][:, 0, 0])[:, None, None]
+        known = known + context.mean((-2, -1))[:, None, None]
+        return noise_towards(schedule, x, known[:, None, ..., None, None, None], t)
+
+    sampler = dataclasses.replace(
+        synthesis.X_NEMO, steps=4, window=4, overlap=1, blur_sigma=None
+    )
+    driven, own, context = normal(1, 2, 1, 6, 3, 5), normal(2, 2, 3, 5), normal(3, 2, 1)
+    found = compiled(
+        functools.partial(
+            synthesis.clip, denoise=denoise, schedule=schedule, sampler=sampler
+        )
+    )(
+        KEY,
+        reference=normal(4, 2, 1, 4, 4, 2),
+        bank={"all": jnp.asarray([0.5, 2.0])[:, None, None]},
+        signals=conditioning.Conditioning(expression_tokens=driven),
+        context=context[:, None],
+        own_expression=own,
+    )
+    seen = jnp.asarray([0.5, 2.0]) + context[:, 0]
+    given = driven.mean((-2, -1))[:, 0] + seen[:, None]
+    wanted = given + 1.5 * (given - own.mean((-2, -1))[:, None])
+    wanted = jnp.broadcast_to(wanted[:, None, :, None, None, None], found.shape)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("start", ["reference", "blurred", "noise"])
+def test_clips_start_from_their_reference_or_from_noise(start):
+    """Where nothing is denoised, two references are as far apart as they started."""
+    sampler = synthesis.ClipSampler(
+        steps=1,
+        from_reference=start != "noise",
+        blur_sigma=18.0 if start == "blurred" else None,
+    )
+    sample = compiled(
+        functools.partial(
+            synthesis.clip,
+            denoise=lambda x, t, signals, **others: jnp.zeros_like(x),
+            schedule=schedules.make(),
+            bank={},
+            signals=conditioning.Conditioning(head_pose=jnp.zeros((1, 1, 3, 9, 9, 3))),
+            sampler=sampler,
+        )
+    )
+    one, other = normal(1, 1, 2, 9, 9, 4), normal(2, 1, 2, 9, 9, 4)
+    apart = sample(KEY, reference=one) - sample(KEY, reference=other)
+    wanted = one - other
+    if start == "blurred":
+        wanted = ddim.blur(wanted, sigma=18.0)
+    wanted = jnp.broadcast_to(wanted[:, :, None] * sampler.from_reference, apart.shape)
+    np.testing.assert_allclose(apart, wanted, atol=1e-4)
+    alone = sample(KEY, reference=jnp.zeros_like(one))
+    np.testing.assert_array_equal(alone[:, 0], alone[:, 1])
+    assert (np.std(alone, axis=2) > 0).all()
+
+
+GEOFACE = synthesis.ViewSampler(
+    steps=1, guidance=1.0, views=5, references=1, grid="trailing", geometry_slot=True
+)
+
+
+def geoface_views(denoise, num_targets):
+    rays = normal(2, 2, num_targets, 1, 4, 4, 6)
+    sample = compiled(
+        functools.partial(
+            synthesis.views,
+            denoise=denoise,
+            schedule=schedules.make(prediction="v", zero_terminal=True),
+            layout=conditioning.LAYOUTS["geoface"],
+            sampler=GEOFACE,
+        )
+    )
+    reference = conditioning.Conditioning(plucker=normal(1, 2, 1, 1, 4, 4, 6))
+    targets = conditioning.Conditioning(plucker=rays)
+    references = normal(3, 2, 1, 4, 4, 2)
+    found = sample(
+        KEY,
+        references=references,
+        reference_signals=reference,
+        target_signals=targets,
+    )
+    return found, references, rays[:, :, 0]
+
+
+def test_a_map_of_positions_comes_last_and_with_all_views():
+    """One step from the last time, where velocity is the signal's negative."""
+
+    def denoise(x, t, signals):
+        assert x.shape[2] == 5
+        x0 = signals.reference_latents[:, None, :1] + signals.plucker[:, None, ..., :2]
+        x0 = x0.at[:, :, -1].set(7.0)
+        return -x0 - (999 - t)
+
+    found, references, rays = geoface_views(denoise, 4)
+    np.testing.assert_allclose(
+        found[:, :-1], references + rays[:, :-1, ..., :2], atol=1e-5
+    )
+    np.testing.assert_allclose(found[:, -1], 7.0, atol=1e-5)
+
+
+def test_a_map_of_positions_is_in_no_second_pass():
+    with pytest.raises(ValueError, match="5 views in all.* 1 references and 8 targets"):
+        geoface_views(lambda x, t, signals: x, 8)
 
 
 @pytest.mark.slow

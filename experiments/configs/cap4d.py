@@ -9,9 +9,12 @@ size      tiny | small | paper: see `generator.SIZES`; paper is Stable Diffusion
           so that the released checkpoint fits (`experiments.convert_weights`).
 """
 
+import dataclasses
+
 import ml_collections
 
 from experiments.configs import generator, parse
+from geodiff_jax import synthesis
 
 VIEWS = 8
 STEPS = {"paper": {1: 80_000, 2: 20_000}, "small": {1: 20_000, 2: 5_000}}
@@ -25,8 +28,7 @@ JOINT = ("view", "h", "w")
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Settings of both stages, which differ in the number of references alone."""
     choice = parse.arguments(argument, stage=1, size="tiny")
-    size = generator.size(choice["size"])
-    steps = generator.choose("stage", choice["stage"], STEPS[choice["size"]])
+    steps, size = generator.stage_and_size(choice, STEPS)
     unet = {
         **size["unet"],
         # Each view alone at the full resolution, all views together below it.
@@ -67,6 +69,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "optimizer": generator.optimizer(1e-4),
             "trained": "",
             # The released code's; the paper has 250 steps.
-            "sampler": {"steps": 100, "guidance": 2.0, "references": 4},
+            "sampler": dataclasses.asdict(
+                synthesis.ViewSampler(
+                    steps=100, guidance=2.0, views=VIEWS, references=4
+                )
+            ),
         }
     )

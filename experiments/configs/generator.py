@@ -1,7 +1,7 @@
 """What the generators' configs share: sizes, and library objects from their fields.
 
-A config has plain numbers and words; `network`, `schedule` and `objective` make of it
-what the library takes. No module sees a config.
+A config has plain numbers and words; `network`, `schedule`, `objective` and `sampler`
+make of it what the library takes. No module sees a config.
 """
 
 import dataclasses
@@ -10,12 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Key
 
+from geodiff_jax import synthesis
 from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import denoiser, expression_encoder, guider, unet
-from geodiff_jax.render import conditioning
+from geodiff_jax.render import conditioning, splatted_features
 from geodiff_jax.training import denoising
 from geodiff_jax.training import optimizer as optimizers
+from geodiff_jax.training import state as states
 
 SIZES = {
     "tiny": {
@@ -103,6 +106,17 @@ def choose(name: str, value: Any, options: dict[Any, Any]) -> Any:
     return options[value]
 
 
+def stage_and_size(
+    choice: dict[str, Any], stages: dict[str, dict[int, Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """(what a paper's `stages` have, the fields of the size), for a config's arguments.
+
+    Raises ValueError for a stage or a size that is none.
+    """
+    fields = size(choice["size"])
+    return choose("stage", choice["stage"], stages[choice["size"]]), fields
+
+
 def levels(fields: dict[str, Any]) -> int:
     """How many levels a size's UNet has."""
     return len(fields["unet"].get("multipliers", (1, 2, 4, 4)))
@@ -143,6 +157,15 @@ def objective(config: ml_collections.ConfigDict) -> denoising.Objective:
     return denoising.Objective(**{k: config.objective[k] for k in known})
 
 
+def sampler(
+    config: ml_collections.ConfigDict,
+) -> synthesis.ClipSampler | synthesis.ViewSampler:
+    """How a config's network is sampled: clips beside a reference net, else views."""
+    clips = "reference_net" in config.model
+    kind = synthesis.ClipSampler if clips else synthesis.ViewSampler
+    return kind(**config.sampler.to_dict())
+
+
 def optimizer(learning_rate: float) -> dict[str, Any]:
     """All of an optimizer's settings; what no paper gives is `optimizer.Settings`'."""
     settings = optimizers.Settings(learning_rate=learning_rate, warmup=WARMUP)
@@ -174,8 +197,11 @@ def batch_shapes(config: ml_collections.ConfigDict) -> denoising.Batch:
     }
     parts: dict[str, Any] = {"frames": flags(config.batch, config.frames)}
     if "features" in config:
-        channels, size = config.features.channels, config.feature_image
-        signals["features"] = image(*lead, channels=channels, size=size)
+        parts["surface"] = splatted_features.Surface(
+            image(*lead, channels=3, size=config.features.size),
+            jax.ShapeDtypeStruct((*lead, 4), jnp.float32),
+            config.feature_image,
+        )
     if video:
         own = image(config.batch, channels=3) if "encoder" in model else None
         latents = image(config.batch, channels=config.latent_channels)
@@ -198,3 +224,28 @@ def batch_shapes(config: ml_collections.ConfigDict) -> denoising.Batch:
         parts["correspondences"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     clean = image(config.batch, domains, *lead[1:], channels=config.latent_channels)
     return denoising.Batch(clean, conditioning.Conditioning(**signals), **parts)
+
+
+def variables(key: Key[Array, ""], config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Random ones of a config's network, and of the features that learn with it."""
+    network_key, field_key = jax.random.split(key)
+    # Parameters know nothing of the batch, so one item makes them.
+    one = jax.tree.map(
+        lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch_shapes(config)
+    )
+    signals, field = one.signals, {}
+    if one.surface is not None:
+        drawn = splatted_features.even_field(field_key, **config.features)
+        field = {states.FIELD: vars(drawn)}
+        side, lead = one.surface.side, one.surface.intrinsics.shape[:-1]
+        empty = jnp.zeros((*lead, side, side, config.features.channels))
+        signals = signals.replace(features=empty)
+    made: Any = network(config).init(
+        network_key,
+        one.latents,
+        jnp.zeros((), int),
+        signals,
+        reference=one.reference,
+        driving=one.driving,
+    )
+    return {**made, "params": {**made["params"], **field}}

@@ -13,9 +13,12 @@ cross_view  true | false: the ablation "w/o cv pairing".
 clip      false | true: X-NeMo's embedding of the reference, for its weights.
 """
 
+import dataclasses
+
 import ml_collections
 
 from experiments.configs import generator, parse
+from geodiff_jax import synthesis
 
 LEARNING_RATE = {"tiny": 1e-4, "small": 1e-4, "paper": 1e-5}
 """Ours: lost in the paper. 1e-5 is what Moore-AnimateAnyone fine-tunes with."""
@@ -40,10 +43,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         cross_view=True,
         clip=False,
     )
-    size = generator.size(choice["size"])
-    batch, frames, steps = generator.choose(
-        "stage", choice["stage"], STAGES[choice["size"]]
-    )
+    (batch, frames, steps), size = generator.stage_and_size(choice, STAGES)
     tokens = generator.choose("tokens", choice["tokens"], TOKENS)
     unet = {
         **size["unet"],
@@ -98,6 +98,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "trained": "temporal" if choice["stage"] == 2 else "",
             "cross_view": 0.5 if choice["cross_view"] else 0.0,
             # A.1: 25 steps of DDIM, guidance of 2.5 on both domains.
-            "sampler": {"steps": 25, "guidance": 2.5, "window": 16, "overlap": 4},
+            "sampler": dataclasses.asdict(
+                synthesis.ClipSampler(
+                    steps=25, guidance=2.5, window=STAGES[choice["size"]][2][1]
+                )
+            ),
         }
     )

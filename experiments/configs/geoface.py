@@ -10,9 +10,12 @@ Of the paper only its abstract, figures and a third party's summary are public: 
 tokens, objective, steps and weights below are ours.
 """
 
+import dataclasses
+
 import ml_collections
 
 from experiments.configs import generator, parse
+from geodiff_jax import synthesis
 
 VIEWS = 4
 """Images, of which the first is the reference; the geometry slot comes after them."""
@@ -55,6 +58,15 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             },
             "optimizer": generator.optimizer(1e-4),
             "trained": "",
-            "sampler": {"steps": 50, "guidance": 2.0},
+            "sampler": dataclasses.asdict(
+                synthesis.ViewSampler(
+                    steps=50,
+                    guidance=2.0,
+                    views=VIEWS + 1,
+                    references=1,
+                    grid="trailing",
+                    geometry_slot=True,
+                )
+            ),
         }
     )

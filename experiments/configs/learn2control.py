@@ -3,16 +3,17 @@
 python -m experiments.train_denoiser --workdir=DIR \\
     --config=experiments/configs/learn2control.py:stage=1,size=paper
 
-stage=1   images, real and synthetic (Sec 3.4); the guider learns too. Features come
-          with the batch: drawing them inside the step, so that they learn, is not
-          wired yet.
+stage=1   images, real and synthetic (Sec 3.4); the splatted features learn too.
 stage=2   clips of 14 frames of real recordings, temporal modules alone.
 size      tiny | small | paper: see `generator.SIZES`.
 """
 
+import dataclasses
+
 import ml_collections
 
 from experiments.configs import generator, parse
+from geodiff_jax import synthesis
 
 STAGES = {
     "paper": {1: (32, 1, 100_000), 2: (8, 14, 30_000)},
@@ -27,10 +28,7 @@ CONTEXT = {"paper": 768, "small": 64, "tiny": 32}
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """Settings of both stages."""
     choice = parse.arguments(argument, stage=1, size="tiny")
-    size = generator.size(choice["size"])
-    batch, frames, steps = generator.choose(
-        "stage", choice["stage"], STAGES[choice["size"]]
-    )
+    (batch, frames, steps), size = generator.stage_and_size(choice, STAGES)
     unet = {
         **size["unet"],
         "tokens": generator.attending(("h", "w"), size),
@@ -73,6 +71,14 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             },
             "optimizer": generator.optimizer(1e-5),
             "trained": "temporal" if choice["stage"] == 2 else "",
-            "sampler": {"steps": 25, "guidance": 1.0},
+            # From noise, as its preliminaries say; the rest is ours, without guidance.
+            "sampler": dataclasses.asdict(
+                synthesis.ClipSampler(
+                    steps=25,
+                    guidance=1.0,
+                    window=STAGES[choice["size"]][2][1],
+                    from_reference=False,
+                )
+            ),
         }
     )

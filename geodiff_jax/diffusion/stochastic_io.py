@@ -75,6 +75,15 @@ def draw_groups(
     return Groups(references=references, targets=targets)
 
 
+def one_group(*, num_steps: int, num_targets: int, num_references: int) -> Groups:
+    """All views in every pass, in their order."""
+    references, targets = (
+        jnp.broadcast_to(jnp.arange(count), (num_steps, 1, count))
+        for count in (num_references, num_targets)
+    )
+    return Groups(references=references, targets=targets)
+
+
 def sample(
     denoise: GroupDenoise,
     schedule: schedules.NoiseSchedule,

@@ -18,10 +18,8 @@ NORM_EPSILON = 1e-5
 
 
 def sincos_positions(positions: Float[Array, " n"], width: int) -> Float[Array, "n w"]:
-    """Sines, then cosines, of positions at frequencies from 1 to almost 1/10,000."""
-    exponents = jnp.arange(width // 2, dtype=jnp.float32) / (width // 2)
-    angles = positions[:, None] * 10_000.0**-exponents
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    """As embeddings of times, but for the sines, which come first here."""
+    return jnp.roll(layers.timestep_embedding(positions, width), width // 2, axis=-1)
 
 
 def sincos_grid(height: int, width: int, channels: int) -> Float[Array, "n c"]:

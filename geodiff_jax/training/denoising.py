@@ -1,7 +1,8 @@
 """The generator's objective: predict what was done to the latents of the targets.
 
 One loss for all papers. Noise is drawn once for all domains (GeoDiff4D, Sec 3.2);
-slots of references and padded frames have no part in it.
+slots of references and padded frames have no part in it. Splatted features learn with
+the network (Learn2Control, Sec 3.2), so they are drawn in every step.
 """
 
 import dataclasses
@@ -13,11 +14,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from geodiff_jax import sharding
 from geodiff_jax.diffusion import ddim
 from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import alignment, denoiser
+from geodiff_jax.render import splatted_features
 from geodiff_jax.render.conditioning import Conditioning
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
@@ -43,6 +47,8 @@ class Batch:
     """False where a frame is padding."""
     correspondences: alignment.Weights | None = None
     """Which texels of the geometry slot the tokens of the aligned layer see."""
+    surface: splatted_features.Surface | None = None
+    """(batch, view, time) poses on which the learnt features are drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +93,7 @@ def loss(
         variables,
         schedules.add_noise(schedule, latents, noise, t),
         t,
-        batch.signals,
+        signals_of(variables["params"], batch),
         reference=batch.reference,
         driving=batch.driving,
         synthetic=batch.synthetic,
@@ -112,6 +118,23 @@ def loss(
         figures["loss/alignment"] = aligned
         value += objective.alignment * aligned
     return value, ({"loss": value, **figures}, dict(updated).get("batch_stats", {}))
+
+
+def signals_of(params: Any, batch: Batch) -> Conditioning:
+    """The batch's, with the learnt features drawn where it has a surface for them."""
+    if batch.surface is None:
+        return batch.signals
+    field = splatted_features.FeatureField(**params[states.FIELD])
+    draw = splatted_features.feature_maps
+    if not jax.sharding.get_abstract_mesh().empty:
+        # XLA cannot look into kernels: every device draws its own items.
+        draw = jax.shard_map(
+            draw,
+            in_specs=(PartitionSpec(), sharding.BATCH),
+            out_specs=sharding.BATCH,
+            check_vma=False,
+        )
+    return batch.signals.replace(features=draw(field, batch.surface))
 
 
 def draw_times(

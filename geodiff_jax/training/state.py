@@ -23,11 +23,19 @@ RULES: sharding.Rules = (
     ),
     (r"/(to_out|contract|conv2)/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"/kernel$", _SHARE),
-    # One of few tables of few rows, and vectors: a thousandth of everything.
-    (r"/(embedding|bias|scale|mean|var|camera_token)$", PartitionSpec()),
+    # Tables of few rows, vectors, and a field that all draw: a thousandth of all.
+    (
+        r"/(embedding|bias|scale|mean|var|camera_token)$|/feature_field/",
+        PartitionSpec(),
+    ),
     (r"^key$", PartitionSpec()),
 )
 """For the generator's networks, whatever part of the state has their names."""
+
+
+FIELD = "feature_field"
+"""The branch of the parameters that holds a `splatted_features.FeatureField`'s arrays,
+beside the network's (Learn2Control)."""
 
 
 @flax.struct.dataclass

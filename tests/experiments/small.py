@@ -40,6 +40,8 @@ def state(config: Any) -> Any:
             return np.full(leaf.shape, 1 if ones else 0, leaf.dtype)
         if name.endswith("scale"):
             return np.ones(leaf.shape, leaf.dtype)
+        if name.endswith("log_scales"):
+            return np.full(leaf.shape, -5.0, leaf.dtype)
         rng = np.random.default_rng(zlib.crc32(name.partition("/")[2].encode()))
         fan = max(int(np.prod(leaf.shape[:-1])), 1) if "kernel" in name else 100
         return (rng.standard_normal(leaf.shape) / np.sqrt(fan)).astype(leaf.dtype)

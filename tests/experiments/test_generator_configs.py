@@ -4,11 +4,16 @@ import functools
 import math
 
 import jax
+import numpy as np
 import pytest
 
-from experiments import paper_size
+from experiments import paper_size, random_batches
 from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
+from geodiff_jax import synthesis
 from geodiff_jax.training import denoising
+from geodiff_jax.training import state as states
+from tests.experiments import small
+from tests.models import settings
 
 SETTINGS = [
     (geodiff4d, "stage=1"),
@@ -76,6 +81,93 @@ def test_ablations_change_what_table_2_names_and_nothing_else():
     alone = geodiff4d.get_config("size=small,domains=image")
     assert (full.model.num_domains, alone.model.num_domains) == (2, 1)
     assert geodiff4d.get_config("cross_view=false").cross_view == 0.0
+
+
+@pytest.mark.parametrize("module", [geodiff4d, cap4d, geoface, learn2control])
+def test_times_are_of_each_view_for_cap4d_alone(module):
+    objective = generator.objective(module.get_config())
+    assert objective.time_per_view == (module is cap4d)
+
+
+def test_samplers_take_what_stages_train_on():
+    """Clips have the frames of stage 2, passes the views of a batch."""
+    for module in (geodiff4d, learn2control):
+        config = module.get_config("stage=2,size=small")
+        assert generator.sampler(config).window == config.frames
+    assert generator.sampler(geodiff4d.get_config()).guidance == 2.5
+    for module in (cap4d, geoface):
+        config = module.get_config("size=small")
+        assert generator.sampler(config).views == config.views
+    assert generator.sampler(geoface.get_config()).geometry_slot
+    config.sampler.update(step=3)
+    with pytest.raises(TypeError, match="step"):
+        generator.sampler(config)
+
+
+def sample_clip(key, network, variables, batch, **options):
+    """Beside the batch's reference, as its driving frames or its surface say."""
+    signals = denoising.signals_of(variables["params"], batch)
+    if batch.driving is not None:
+        tokens = network.apply(variables, batch.driving, method="express")[1]
+        signals = signals.replace(expression_tokens=tokens)
+    bank = network.apply(variables, batch.reference, method="remember")
+    reference = batch.latents[:, :, 0, 0]
+    context = batch.reference.context
+    denoise = functools.partial(network.apply, variables)
+    options |= {"context": context, "layout": network.layout}
+    return synthesis.clip(
+        key, denoise, reference=reference, bank=bank, signals=signals, **options
+    )
+
+
+def sample_views(key, network, variables, batch, *, sampler, **options):
+    """The batch's first views are the references; a batch of one group."""
+    maps = batch.signals.replace(reference_latents=None, reference_slots=None)
+    count = sampler.references
+    return synthesis.views(
+        key,
+        functools.partial(network.apply, variables),
+        references=batch.latents[:, 0, :count, 0],
+        reference_signals=jax.tree.map(lambda x: x[:, :count], maps),
+        target_signals=jax.tree.map(lambda x: x[:, count:], maps),
+        layout=network.layout,
+        sampler=sampler,
+        **options,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "argument", "sample", "shape"),
+    [
+        (geodiff4d, "stage=2", sample_clip, (1, 2, 8)),
+        (geodiff4d, "clip=true", sample_clip, (1, 2, 1)),
+        (learn2control, "stage=2", sample_clip, (1, 1, 7)),
+        (cap4d, "stage=2", sample_views, (1, 4)),
+        (geoface, "", sample_views, (1, 4)),
+    ],
+)
+def test_every_network_is_sampled_by_its_configs_sampler(
+    module, argument, sample, shape
+):
+    config = module.get_config(argument)
+    config.batch, config.sampler.steps = 1, 2
+    if argument == "clip=true":  # As X-NeMo.
+        config.sampler.update(drops_reference=True, blur_sigma=18.0)
+    network = generator.network(config)
+    state = small.state(config)
+    batch = next(random_batches.RandomBatches(generator.batch_shapes(config)))
+    draw = functools.partial(
+        sample,
+        network=network,
+        schedule=generator.schedule(config),
+        sampler=generator.sampler(config),
+    )
+    found = jax.jit(draw, compiler_options=settings.QUICKLY)(
+        jax.random.key(0), variables=states.variables_of(state), batch=batch
+    )
+    assert found.shape == (*shape, config.latents, config.latents, 4)
+    assert np.isfinite(found).all() and np.std(found) > 0.1
 
 
 @pytest.mark.slow

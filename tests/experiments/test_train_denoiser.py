@@ -1,5 +1,6 @@
 """The command that trains the generator: its door, its sums, and its meshes."""
 
+import functools
 import json
 import math
 import os
@@ -173,6 +174,55 @@ def test_rules_know_every_parameter(paper):
     for path, leaf in jax.tree.leaves_with_path(state.params):
         spread = any(leaf.sharding.spec)
         assert spread == (path[-1].key == "kernel"), jax.tree_util.keystr(path)
+
+
+@functools.cache
+def tiny_state(paper, argument):
+    key = jax.random.key(0)
+    config = SETTINGS[paper][0].get_config(argument)
+    return jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+
+
+# Who is trained when: papers, parts of parameters' paths, and stages that train them.
+TRAINED = [
+    ("geodiff4d", "domain_label", (1,)),
+    ("geodiff4d", "encoder", (1,)),
+    ("geodiff4d", "reference_net", (1,)),
+    ("geodiff4d", "_expression", (1,)),
+    ("geodiff4d", "conv_in", (1,)),
+    ("geodiff4d", "_temporal", (2,)),
+    ("learn2control", "reference_net", (1,)),
+    ("learn2control", "guide", (1,)),
+    ("learn2control", "origin", (1,)),
+    *(
+        ("learn2control", f"feature_field/{name}", (1,))
+        for name in ("features", "opacity_logits", "log_scales")
+    ),
+    ("learn2control", "_temporal", (2,)),
+    ("cap4d", "unet/maps_in", (1, 2)),
+    ("cap4d", "unet", (1, 2)),
+    ("geoface", "camera_token", (1,)),
+    ("geoface", "unet", (1,)),
+    *((paper, "vae", ()) for paper in SETTINGS),
+]
+
+
+@pytest.mark.parametrize(("paper", "part", "stages"), TRAINED)
+def test_stages_train_what_is_agreed(paper, part, stages):
+    """What a stage does not train rests in it, or is not in its network at all."""
+    for stage in (1,) if paper == "geoface" else (1, 2):
+        state = tiny_state(paper, "" if paper == "geoface" else f"stage={stage}")
+        learning, resting = (
+            [
+                name
+                for path, _ in jax.tree.leaves_with_path(tree)
+                if part
+                in (name := jax.tree_util.keystr(path, simple=True, separator="/"))
+            ]
+            for tree in (state.params, state.resting)
+        )
+        assert bool(learning) == (stage in stages)
+        assert bool(resting) == (1 in stages and stage not in stages)
 
 
 def without(rules, word):

@@ -89,6 +89,7 @@ def inputs(paper: str, *, seed: int = 0) -> dict[str, Any]:
         made["reference"] = denoiser.Reference(
             normal(BATCH, SIDE, SIDE, CHANNELS), pose
         )
+        made["frames"] = jnp.ones((BATCH, FRAMES), bool)
     if paper == "geodiff4d":
         signals["head_pose"] = normal(*image, 3)
         signals["expression_tokens"] = normal(*lead, 4, 16)

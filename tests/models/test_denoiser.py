@@ -19,15 +19,19 @@ class Row:
     papers: tuple[str, ...]
     dropped: bool = False
     """Whether guidance's unconditional branch lacks it."""
+    remembered: bool = False
+    """Whether the reference net sees it, from which the denoiser has it."""
 
 
+VIDEO = ("geodiff4d", "learn2control")
 CONTRACT = (
+    Row("latents", settings.PAPERS),
     Row("t", settings.PAPERS),
     Row("head_pose", ("geodiff4d",)),
     Row("expression_tokens", ("geodiff4d",), dropped=True),
     Row("domain_label", ("geodiff4d",)),
-    Row("reference", ("geodiff4d", "learn2control")),
-    Row("reference.head_pose", ("geodiff4d",)),
+    Row("reference", VIDEO, remembered=True),
+    Row("reference.head_pose", ("geodiff4d",), remembered=True),
     Row("reference_latents", ("cap4d", "geoface"), dropped=True),
     Row("reference_slots", ("cap4d", "geoface")),
     Row("position_code", ("cap4d",), dropped=True),
@@ -39,8 +43,11 @@ CONTRACT = (
     Row("camera_token", ("geoface",)),
     Row("features", ("learn2control",)),
     Row("synthetic", ("learn2control",)),
+    Row("frames", VIDEO),
+    Row("temporal", VIDEO),
 )
 CASES = [(row, paper) for row in CONTRACT for paper in row.papers]
+BESIDE = [(row, paper) for row, paper in CASES if paper in VIDEO]
 
 
 compiled = functools.partial(jax.jit, compiler_options=settings.QUICKLY)
@@ -64,6 +71,14 @@ def changed(paper, signal, variables, given):
         pose = other["reference"].head_pose
         new = given["reference"].replace(head_pose=pose)
         return variables, {**given, "reference": new}
+    if signal == "temporal":
+
+        def move(path, x):
+            return x + 0.1 if signal in jax.tree_util.keystr(path) else x
+
+        return jax.tree_util.tree_map_with_path(move, variables), given
+    if signal == "frames":
+        return variables, {**given, "frames": given["frames"].at[:, -1].set(False)}
     if signal == "synthetic":
         return variables, {**given, "synthetic": ~given["synthetic"]}
     if signal == "reference_slots":
@@ -87,7 +102,8 @@ def test_signals_arrive_and_are_dropped_as_agreed(row, paper):
         variables_after, after = changed(paper, row.signal, variables, own)
         one, other = apply(variables, **own), apply(variables_after, **after)
         # What references predict is no prediction.
-        targets = slice(1, None) if "latents" in row.signal else slice(None)
+        held = "latents" in row.signal and paper not in VIDEO
+        targets = slice(1, None) if held else slice(None)
         moved = np.abs(np.asarray(one - other))[:, :, targets].max(
             axis=(1, 2, 3, 4, 5, 6)
         )
@@ -96,6 +112,26 @@ def test_signals_arrive_and_are_dropped_as_agreed(row, paper):
             assert (moved == 0).all()
         else:
             assert (moved > 1e-4).all()
+
+
+@functools.cache
+def remembering(paper):
+    network = settings.network(paper)
+    return compiled(lambda v, r: network.apply(v, r, method="remember"))
+
+
+@pytest.mark.parametrize(
+    ("row", "paper"), BESIDE, ids=[f"{paper}-{row.signal}" for row, paper in BESIDE]
+)
+def test_the_reference_net_sees_what_is_agreed_alone(row, paper):
+    _, variables, given = prepared(paper)
+    variables_after, after = changed(paper, row.signal, variables, given)
+    banks = (
+        remembering(paper)(of, signals["reference"])
+        for of, signals in ((variables, given), (variables_after, after))
+    )
+    moved = jax.tree.map(lambda one, other: bool((one != other).any()), *banks)
+    assert set(moved.values()) == {row.remembered}
 
 
 @pytest.mark.parametrize("paper", settings.PAPERS)
@@ -154,9 +190,7 @@ def test_domains_are_told_apart_by_their_labels_alone():
 def test_a_remembered_bank_is_the_reference():
     apply, variables, given = prepared("geodiff4d")
     network = settings.network("geodiff4d")
-    bank = compiled(lambda v, r: network.apply(v, r, method="remember"))(
-        variables, given["reference"]
-    )
+    bank = remembering("geodiff4d")(variables, given["reference"])
     banked = {k: v for k, v in given.items() if k != "reference"}
     np.testing.assert_allclose(
         apply(variables, **given),

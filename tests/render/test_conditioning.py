@@ -11,6 +11,7 @@ import pytest
 
 from geodiff_jax.geometry import camera as cameras
 from geodiff_jax.head import model as head_model
+from geodiff_jax.head import procedural
 from geodiff_jax.render import condition_maps as maps
 from geodiff_jax.render import (
     conditioning,
@@ -547,12 +548,68 @@ def test_gradients_reach_feature_opacity_and_scale():
     np.testing.assert_allclose(up - down, 2 * step * slope, rtol=0.02)
 
 
+@draws
+def test_a_surface_is_all_that_a_field_is_drawn_with():
+    """Oracle: the head itself. Off the chart are texels that nobody sees or moves."""
+    made, texels = field()
+    chart = uv.rasterize_chart(ball().uv, ball().uv_faces, size=32)
+    # A hole in the chart, since the ball's covers all.
+    hole = jnp.zeros((32, 32), bool).at[8:12, 3:9].set(True)
+    chart = chart.replace(face=jnp.where(hole, -1, chart.face))
+    texels = splatted_features.covered_texels(chart)
+    turned = cameras.orbit(lens(), jnp.zeros(3), yaw_radians=0.4, pitch_radians=0.2)
+    views = jax.tree.map(lambda *x: jnp.stack(x)[None], lens(), turned)
+    # Rough, since the order of equal depths is rounding's.
+    noise = jax.random.normal(jax.random.key(2), ball().template.shape)
+    rough = ball().template + 0.005 * noise
+    vertices = jnp.broadcast_to(rough, (1, 2, *rough.shape))
+    weights = np.random.default_rng(1).normal(size=(1, 2, 64, 64, 8))
+
+    @quick_jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def by_head(made, *views):
+        one = functools.partial(splatted_features.feature_map, made, texels)
+        drawn = [one(rough, ball().faces, view) for view in views]
+        drawn = jnp.stack(drawn)[None]
+        return jnp.sum(drawn * np.float32(weights)), drawn
+
+    @quick_jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def by_surface(made):
+        surface = splatted_features.surface_of(chart, ball().faces, vertices, views)
+        drawn = splatted_features.feature_maps(made, surface)
+        return jnp.sum(drawn * np.float32(weights)), drawn
+
+    (_, wanted), wanted_slope = by_head(made, lens(), turned)
+    (_, found), slope = by_surface(made)
+    for name in ("features", "opacity_logits", "log_scales"):
+        one, other = getattr(slope, name), getattr(wanted_slope, name)
+        assert not np.any(one[hole]) and np.any(one), name
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_an_even_field_is_as_fine_as_the_heads_own():
+    """Its spread is that of the built-in head, within the tolerance of what is ours."""
+    head = procedural.load()
+    chart = uv.rasterize_chart(head.uv, head.uv_faces, size=64)
+    own = quick_jit(splatted_features.initial_field)(jax.random.key(0), head, chart)
+    even = splatted_features.even_field(jax.random.key(0), size=64)
+    np.testing.assert_array_equal(even.opacity_logits, own.opacity_logits)
+    np.testing.assert_allclose(even.features, own.features, atol=1e-6)
+    median = np.median(own.log_scales[np.asarray(chart.valid)])
+    np.testing.assert_allclose(even.log_scales, median, atol=0.2)
+
+
 def test_a_field_of_another_size_is_refused():
     texels, chart = field()
     with pytest.raises(ValueError, match="Expected a field of 16 x 16 texels"):
         splatted_features.feature_map(
             texels, chart.replace(size=16), ball().template, ball().faces, lens()
         )
+    surface = splatted_features.Surface(jnp.zeros((16, 16, 3)), jnp.zeros(4), 8)
+    with pytest.raises(ValueError, match="Expected a field of 16 x 16 texels"):
+        splatted_features.feature_maps(texels, surface)
 
 
 # The door.

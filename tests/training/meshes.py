@@ -1,9 +1,9 @@
 """Losses of the same steps on meshes: python -m tests.training.meshes 1x1x1 2x2x2
 
 The network has one layer of every kind that the generator's have, since a whole one
-takes minutes to compile for each mesh. Prints a line of JSON per mesh: the losses,
-whether the last state can go on elsewhere, and the elements of the parameters and of
-the largest all-gather in the compiled program.
+takes minutes to compile for each mesh; features are splatted in the step. Prints a
+line of JSON per mesh: the losses, whether the last state can go on elsewhere, and the
+elements of the parameters and of the largest all-gather in the compiled program.
 """
 
 import functools
@@ -22,12 +22,14 @@ from flax import linen as nn
 from geodiff_jax import checkpoint, sharding
 from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import attention, denoiser, expression_encoder, layers
+from geodiff_jax.render import splatted_features
 from geodiff_jax.render.conditioning import Conditioning
 from geodiff_jax.training import denoising, loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 
-STEPS, ITEMS, SIDE, CROP, CHANNELS = 5, 8, 4, 8, 32
+STEPS, ITEMS, SIDE, CROP, CHANNELS, TEXELS = 5, 8, 4, 8, 32, 6
+KEY = jax.random.key(0)
 SETTINGS = optimizers.Settings(learning_rate=1e-3)
 
 
@@ -44,6 +46,7 @@ class EveryLayer(nn.Module):
         bank = nn.Dense(2 * CHANNELS, name="remember")(reference.latents)
         bank = bank.reshape(ITEMS, -1, 2 * CHANNELS)
         x = layers.conv(CHANNELS, dtype=np.float32, name="conv_in")(latents)
+        x = x + nn.Dense(CHANNELS, name="guide")(signals.features)[:, None]
         embedding = layers.timestep_embedding(t, CHANNELS)
         label = nn.Embed(2, CHANNELS, name="domain_label")(np.arange(2))
         embedding = embedding + label[None, :, None, None]
@@ -78,6 +81,13 @@ def batch(number: int) -> denoising.Batch:
         reference=denoiser.Reference(normal(SIDE, SIDE, 4)),
         driving=normal(1, 2, CROP, CROP, 3),
         frames=rng.random((ITEMS, 2)) < 0.8,
+        surface=splatted_features.Surface(
+            0.1 * normal(1, 2, TEXELS, TEXELS, 3) + np.float32([0, 0, 1]),
+            np.broadcast_to(
+                np.float32([2, 2, 0.5, 0.5]) * SIDE, (ITEMS, 1, 2, 4)
+            ).copy(),
+            SIDE,
+        ),
     )
 
 
@@ -85,25 +95,30 @@ def first_state() -> states.TrainState:
     """Random also where training starts at zero, since zeros stop gradients."""
 
     def make():
-        one = batch(0)
+        one, field = batch(0), splatted_features.even_field(KEY, size=TEXELS)
+        shown = np.zeros((ITEMS, 1, 2, SIDE, SIDE, 8), np.float32)
         options = {"reference": one.reference, "driving": one.driving}
         dropped = np.zeros(ITEMS, bool)
         variables = EveryLayer().init(
-            jax.random.key(0),
+            KEY,
             one.latents,
             np.zeros((ITEMS, 1, 1, 1), int),
-            one.signals,
+            one.signals.replace(features=shown),
             **options,
             dropped=dropped,
             frames=one.frames,
             train=False,
         )
+        params = {**variables["params"], states.FIELD: vars(field)}
+        variables = {**variables, "params": params}
         optimizer = optimizers.make(SETTINGS)
         return states.initial_state(jax.random.key(1), variables, optimizer)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name.startswith(("params", "average")) and not name.endswith("scale"):
+            if name.endswith("log_scales"):
+                return np.full(leaf.shape, -3.0, leaf.dtype)
             seed = zlib.crc32(name.partition("/")[2].encode())
             rng = np.random.default_rng(seed)
             fan = math.prod(leaf.shape[:-1]) if "kernel" in name else 100

@@ -10,6 +10,7 @@ import pytest
 
 from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import alignment
+from geodiff_jax.render import splatted_features
 from geodiff_jax.render.conditioning import Conditioning
 from geodiff_jax.training import denoising
 from geodiff_jax.training import optimizer as optimizers
@@ -86,6 +87,24 @@ def test_domains_share_their_noise():
     latents = clips().at[:, 1].set(clips()[:, 0])
     _, (figures, _) = linear_loss(denoising.Batch(latents, Conditioning()))
     np.testing.assert_array_equal(figures["loss/domain0"], figures["loss/domain1"])
+
+
+def test_noise_is_of_its_own_for_all_but_domains():
+    """The network is handed the noise alone where there is no signal."""
+
+    def handed(variables, x, t, signals, **others):
+        return x, {"batch_stats": {"noise": x}}
+
+    silent = schedules.from_alpha_bar(np.linspace(1e-12, 0.0, 4))
+    batch = denoising.Batch(clips(views=3), Conditioning())
+    _, (_, found) = denoising.loss(
+        KEY, handed, {"params": {}}, silent, batch, objective=UNDROPPED
+    )
+    noise = np.asarray(found["noise"])
+    np.testing.assert_allclose(noise[:, 0], noise[:, 1], atol=1e-5)
+    images = noise[:, 0].reshape(4 * 3 * 2, -1)
+    # Some 18 numbers each: alike by chance beyond three quarters is one in 10,000.
+    assert np.abs(np.corrcoef(images) - np.eye(len(images))).max() < 0.8
 
 
 def test_items_are_dropped_as_often_as_asked():
@@ -207,6 +226,65 @@ def test_parts_of_a_batch_add_up_to_their_mean():
     np.testing.assert_allclose(together["gradient_norm"], norm, rtol=1e-5)
 
 
+def painting(variables, x, t, signals, **others):
+    """A network that predicts the mean of the features it is shown."""
+    del t, others
+    shown = jnp.mean(signals.features[:, None], axis=(-3, -2), keepdims=True)
+    gain = sum(jax.tree.leaves(variables["params"]["temporal"]))
+    return gain * x + jnp.broadcast_to(shown, x.shape), {}
+
+
+def painted_state(trained=""):
+    field = splatted_features.even_field(KEY, size=4, channels=2)
+    field = field.replace(log_scales=field.log_scales + 1.0)
+    params = {states.FIELD: vars(field), "temporal": {"gain": jnp.asarray(0.25)}}
+    optimizer = optimizers.make(RATES)
+    return states.initial_state(KEY, {"params": params}, optimizer, trained=trained)
+
+
+def surface(*lead, side):
+    """4 x 4 texels scattered before the camera; one column lies off the chart."""
+    positions = 0.1 * jax.random.normal(KEY, (*lead, 4, 4, 3))
+    positions = positions.at[..., 2].add(1.0).at[..., 0, :].set(0.0)
+    lens = side * jnp.broadcast_to(jnp.asarray([2.0, 2.0, 0.5, 0.5]), (*lead, 4))
+    return splatted_features.Surface(positions, lens, side)
+
+
+def painted_batch():
+    return denoising.Batch(clips(), Conditioning(), surface=surface(4, 1, 2, side=8))
+
+
+@functools.cache
+def painting_step():
+    options = {"schedule": SCHEDULE, "optimizer": optimizers.make(RATES)}
+    step = functools.partial(
+        denoising.train_step, apply=painting, objective=UNDROPPED, **options
+    )
+    return jax.jit(step, compiler_options=settings.QUICKLY)
+
+
+def test_features_learn_with_the_network():
+    """All three attributes of what is seen, drawn anew in each step."""
+    state, batch = painted_state(), painted_batch()
+    new, first = painting_step()(KEY, state, batch)
+    moments = new.optimizer[1][0].mu[states.FIELD]
+    assert set(moments) == {"features", "opacity_logits", "log_scales"}
+    for name, gradient in moments.items():
+        assert np.any(gradient[:, 1:]) and not np.any(gradient[:, 0]), name
+    _, second = painting_step()(KEY, new, batch)
+    alone = new.replace(params={**new.params, states.FIELD: state.params[states.FIELD]})
+    _, other = painting_step()(KEY, alone, batch)
+    assert second["loss"] < first["loss"] and other["loss"] != second["loss"]
+
+
+def test_features_rest_in_the_second_stage():
+    state, batch = painted_state("temporal"), painted_batch()
+    new, _ = painting_step()(KEY, state, batch)
+    assert set(new.params) == {"temporal"} and set(new.resting) == {states.FIELD}
+    jax.tree.map(np.testing.assert_array_equal, new.resting, state.resting)
+    assert new.params["temporal"]["gain"] != state.params["temporal"]["gain"]
+
+
 def batch_of(paper):
     given = settings.inputs(paper)
     weights = None
@@ -215,9 +293,15 @@ def batch_of(paper):
         uv = jax.random.uniform(KEY, (2, 2, side, side, 2))
         visible = jnp.ones((2, 2, side, side), bool)
         weights = alignment.correspondences(uv, visible, size=side)
+    signals, drawn = given["signals"], None
+    if paper == "learn2control":
+        lead = (settings.BATCH, 1, settings.FRAMES)
+        drawn = surface(*lead, side=signals.features.shape[-2])
+        signals = signals.replace(features=None)
     return denoising.Batch(
         given["latents"],
-        given["signals"],
+        signals,
+        surface=drawn,
         reference=given.get("reference"),
         synthetic=given.get("synthetic"),
         correspondences=weights,
@@ -237,6 +321,9 @@ def test_every_parameter_learns(paper):
             drop=0.0, alignment=0.1, aligned="up1_attention0"
         )
     batch = batch_of(paper)
+    if paper == "learn2control":
+        field = splatted_features.even_field(KEY, size=4)
+        variables["params"][states.FIELD] = vars(field)
     if paper == "geodiff4d":
         lead = (settings.BATCH, 1, settings.FRAMES)
         crops = jax.random.uniform(KEY, (*lead, settings.CROP, settings.CROP, 3))
