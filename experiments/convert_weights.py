@@ -14,7 +14,6 @@ or of another shape is named and stops the conversion; `--unused=prefix,prefix` 
 what may be left over. Takes a minute, and memory for twice the file.
 """
 
-import dataclasses
 import hashlib
 import pathlib
 import sys
@@ -107,7 +106,7 @@ def modules(source: str, path: pathlib.Path) -> Iterator[tuple[str, dict[str, An
         else:
             plans = pretrained.cap4d_plans(tensors)
         for part, (plan, own) in plans.items():
-            facts = origin | fields(plan.module)
+            facts = origin | weight_files.describe(plan.module)
             yield part, {"variables": plan.load(own), "facts": facts}
 
 
@@ -139,16 +138,6 @@ def read(file: pathlib.Path) -> Mapping[str, np.ndarray]:
     ):
         raise ValueError(f"{expected}, got something else.")
     return content
-
-
-def fields(module: Any) -> dict[str, Any]:
-    """What the module is, so that it can be made again."""
-    own = {
-        field.name: getattr(module, field.name)
-        for field in dataclasses.fields(module)
-        if field.name not in ("parent", "name", "dtype")
-    }
-    return {"class": type(module).__name__, "fields": own}
 
 
 def digest(file: pathlib.Path) -> str:

@@ -231,7 +231,7 @@ def _diffusers(
     return Plan(
         module,
         names_unet.diffusers_table(module),
-        _unet_template(module, tensors["conv_in.weight"].shape[1], inputs),
+        unet_template(module, tensors["conv_in.weight"].shape[1], inputs),
         positions,
     )
 
@@ -244,7 +244,7 @@ def _mmdm(tensors: Tensors, sizes: dict[str, Any]) -> Plan:
     return Plan(
         module,
         names_unet.compvis_table(module),
-        _unet_template(module, channels, inputs),
+        unet_template(module, channels, inputs),
     )
 
 
@@ -272,10 +272,10 @@ def _refuse_unknown(sizes: dict[str, Any], allowed: set[str]) -> None:
         raise ValueError(f"Expected sizes among {sorted(allowed)}, got {unknown}.")
 
 
-def _unet_template(
-    module: unet.UNet, channels: int, inputs: dict[str, int | None]
+def unet_template(
+    module: unet.UNet, channels: int, inputs: Mapping[str, int | None]
 ) -> dict[str, Any]:
-    """Of a UNet that takes these channels and signals of these widths."""
+    """Of a UNet that takes so many channels, and signals of these widths by name."""
     side = 2 ** (len(module.multipliers) - 1)
     shapes = {
         "context": (1, 1, 1, 1, 1),
