@@ -1,7 +1,6 @@
 """Everyone's weights: numbers of their own modules, and files that must fit."""
 
 import functools
-import json
 import math
 import pathlib
 
@@ -13,6 +12,7 @@ import pytest
 
 from geodiff_jax.models import (
     attention,
+    denoiser,
     expression_encoder,
     names_unet,
     pretrained,
@@ -239,17 +239,6 @@ def test_tiny_unets_agree_with_diffusers(layout, heads, sizes):
     np.testing.assert_allclose(found[:, 0, 0, 0], out, atol=2e-5)
 
 
-def zeros_in(*layouts: str) -> dict[str, np.ndarray]:
-    """Tensors of full size that take no memory."""
-    found = {}
-    for layout in layouts:
-        path = shared_data(f"weight_layouts/{layout}.json")
-        for name, tensor in json.loads(path.read_text()).items():
-            zero = np.zeros((), tensor["dtype"])
-            found[name] = np.broadcast_to(zero, tensor["shape"])
-    return found
-
-
 @pytest.mark.parametrize(
     ("layout", "files", "heads"),
     [
@@ -269,11 +258,7 @@ def zeros_in(*layouts: str) -> dict[str, np.ndarray]:
     ],
 )
 def test_released_unets_fill_the_full_size(layout, files, heads):
-    tensors = zeros_in(*files)
-    tensors = {  # Zeros are no positions.
-        name: attention.frame_positions(*x.shape[1:])[None] if ".pe" in name else x
-        for name, x in tensors.items()
-    }
+    tensors = named_tensors.released(*files)
     made = pretrained.plan(layout, tensors)
     assert made.module.heads == heads
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(made.template))
@@ -283,7 +268,7 @@ def test_released_unets_fill_the_full_size(layout, files, heads):
 
 
 def test_released_mmdm_fills_the_full_size_and_nothing_else_is_let_pass():
-    tensors = zeros_in("cap4d_mmdm_100k")
+    tensors = named_tensors.released("cap4d_mmdm_100k")
     plans = pretrained.cap4d_plans(tensors)
     for made, own in plans.values():
         made.load(own)
@@ -299,7 +284,7 @@ def test_released_mmdm_fills_the_full_size_and_nothing_else_is_let_pass():
 
 
 def test_released_motion_encoder_fills_the_full_size():
-    tensors = zeros_in("xnemo_motion_encoder")
+    tensors = named_tensors.released("xnemo_motion_encoder")
     made = pretrained.plan("xnemo_motion_encoder", tensors)
     assert made.module == expression_encoder.ExpressionEncoder()
     made.load(tensors)
@@ -421,3 +406,54 @@ def test_initialising_a_part_that_is_not_there_is_refused():
     _, tensors = tiny()
     with pytest.raises(ValueError, match="submodule 'unet' for sd15_unet"):
         pretrained.initialise({"params": {}}, {"unet": ("sd15_unet", tensors)})
+
+
+def test_converted_weights_enter_as_their_checkpoint_does():
+    """Into more channels and modules too; parts that the model lacks are unused."""
+    small, tensors = tiny()
+    larger = small.clone(cross_attention=False, temporal_modules=True)
+    network = denoiser.Denoiser(unet=larger)
+    shapes = weights.template(larger, jnp.zeros((1, 1, 1, 1, 8, 8, 7)), jnp.zeros(()))
+    variables = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes)
+    model = {"params": {"unet": variables["params"]}}
+    converted = {
+        "unet": (small, pretrained.plan("sd15_unet", tensors).load(tensors)),
+        "vae": (vae.AutoencoderKL(), {"params": {"quant": {"bias": np.zeros(8)}}}),
+    }
+    adopted, report = pretrained.adopt(network, model, converted)
+    wanted, other = pretrained.initialise(model, {"unet": ("sd15_unet", tensors)})
+    jax.tree.map(np.testing.assert_array_equal, adopted, wanted)
+    assert (report.random, report.padded) == (other.random, other.padded)
+    assert report.random and report.padded
+    assert "params/vae/quant/bias" in report.unused
+    for part, names in (("unet", ("across", "norm2")), ("vae", ("quant",))):
+        unused = [x for x in report.unused if x.startswith(f"params/{part}/")]
+        assert all(any(name in x for name in names) for x in unused)
+
+
+def test_converted_weights_of_another_network_are_refused():
+    small, tensors = tiny()
+    own = pretrained.plan("sd15_unet", tensors).load(tensors)
+    model = {"params": {"unet": own["params"]}}
+    network = denoiser.Denoiser(unet=small)
+    for parts, complaint in (
+        (
+            {"unet": (small.clone(heads=(2, 2)), own)},
+            r"heads \(8, 8\), got .* \(2, 2\)",
+        ),
+        ({"vae": (vae.AutoencoderKL(), own)}, "submodules, got vae"),
+        (
+            {"unet": (small, {"params": {"conv_in": {"bias": np.zeros(3)}}})},
+            r"params/unet/conv_in/bias: \[3\], not \[32\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            pretrained.adopt(network, model, parts)
+    modules = {"cross_attention": False, "expression_modules": True}
+    other = small.clone(**modules, module_heads=2)
+    with pytest.raises(ValueError, match="module_heads 8, got"):
+        pretrained.adopt(
+            denoiser.Denoiser(unet=small.clone(**modules)),
+            model,
+            {"unet": (other, own)},
+        )
