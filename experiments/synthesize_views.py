@@ -110,6 +110,7 @@ def synthesize(fit: pathlib.Path, folder: pathlib.Path) -> None:
     found = flowface.find_references(fit, track)
     photos = [images.read_image(reference.image) for reference in found]
     made = read_generator(_WEIGHTS.value)
+    check_sizes(made, references=len(found))
     side = _SIZE.value // made.codec.factor
     references = cropped_references(head, track, found, photos, side=side)
     camera_key, sample_key = jax.random.split(jax.random.key(_SEED.value))
@@ -227,53 +228,88 @@ def sample(
     references: Shots,
     targets: Shots,
 ) -> Float[np.ndarray, "b y x 3"]:
-    """Pictures of the targets, in [0, 1].
-
-    Raises ValueError for numbers of views and sizes that do not fit.
-    """
-    config = cap4d.get_config("size=paper")
-    codec, side = made.codec, _SIZE.value // made.codec.factor
-    sampler = synthesis.ViewSampler(steps=_STEPS.value)
+    """Pictures of the targets, in [0, 1]."""
+    side = _SIZE.value // made.codec.factor
     first = jax.tree.map(lambda x: x[0], references.cameras)
-
-    def encode(variables: Any, pictures: Array) -> Array:
-        pixels = vae.pixels_from_images(pictures)
-        one = functools.partial(codec.apply, variables["codec"], method="encode")
-        return vae.frame_by_frame(lambda x: one(x).mean, pixels)
-
-    def decode(variables: Any, latents: Array) -> Array:
-        one = functools.partial(codec.apply, variables["codec"], method="decode")
-        return vae.images_from_pixels(vae.frame_by_frame(one, latents))
 
     def signals(shots: Shots, *, known: bool) -> conditioning.Conditioning:
         conditioning.check(head, shots.params, shots.cameras)
+        slots = jnp.full(len(shots.params.identity), known)
         draw = jax.jit(functools.partial(conditioning.cap4d, size=side))
-        maps = draw(
-            head,
-            shots.params,
-            shots.cameras,
-            first,
-            reference_slots=jnp.full(len(shots.params.identity), known),
-            crop_mask=shots.crop_masks,
-        )
+        options = {"reference_slots": slots, "crop_mask": shots.crop_masks}
+        maps = draw(head, shots.params, shots.cameras, first, **options)
         return jax.tree.map(lambda x: x[None, :, None], maps)
-
-    def generate(
-        key: Array, variables: Any, latents: Array, own: Any, others: Any
-    ) -> Array:
-        denoise: Any = functools.partial(made.network.apply, variables["network"])
-        given = (generator.schedule(config), latents[None], own, others)
-        options = {"layout": made.network.layout, "sampler": sampler}
-        return synthesis.views(key, denoise, *given, **options)[0]
 
     own, others = signals(references, known=True), signals(targets, known=False)
     pictures = jnp.asarray(references.images)
-    # What does not fit is told before anything large is compiled.
-    shape = jax.eval_shape(encode, made.variables, pictures)
-    jax.eval_shape(generate, key, made.variables, shape, own, others)
-    latents = jax.jit(encode)(made.variables, pictures)
-    sampled = jax.jit(generate)(key, made.variables, latents, own, others)
-    return np.asarray(jax.jit(decode)(made.variables, sampled))
+    latents = jax.jit(functools.partial(encode, made))(made.variables, pictures)
+    sampling = jax.jit(lambda key, *given: generate(key, made, *given))
+    sampled = sampling(key, made.variables, latents, own, others)
+    return np.asarray(jax.jit(functools.partial(decode, made))(made.variables, sampled))
+
+
+def check_sizes(made: Generator, *, references: int) -> None:
+    """Raises ValueError for a number of views or pixels that networks do not take.
+
+    Nothing is computed.
+    """
+    side = _SIZE.value // made.codec.factor
+
+    def maps(views: int) -> Any:
+        return conditioning.Conditioning(
+            **{
+                name: jnp.zeros((1, views, 1, side, side, generator.CHANNELS[name]))
+                for name in made.network.layout.maps
+            }
+        )
+
+    def whole(variables: Any) -> Array:
+        pictures = jnp.zeros((references, _SIZE.value, _SIZE.value, 3))
+        latents = encode(made, variables, pictures)
+        signals = maps(references), maps(_VIEWS.value)
+        return generate(jax.random.key(0), made, variables, latents, *signals)
+
+    jax.eval_shape(whole, made.variables)
+
+
+def encode(
+    made: Generator, variables: Any, pictures: Float[Array, "b y x 3"]
+) -> Float[Array, "b h w c"]:
+    """Latents of pictures in [0, 1]."""
+    pixels = vae.pixels_from_images(pictures)
+    one = functools.partial(made.codec.apply, variables["codec"], method="encode")
+    return vae.frame_by_frame(lambda x: one(x).mean, pixels)
+
+
+def decode(
+    made: Generator, variables: Any, latents: Float[Array, "b h w c"]
+) -> Float[Array, "b y x 3"]:
+    """Pictures in [0, 1] of latents."""
+    one = functools.partial(made.codec.apply, variables["codec"], method="decode")
+    return vae.images_from_pixels(vae.frame_by_frame(one, latents))
+
+
+def generate(
+    key: Array,
+    made: Generator,
+    variables: Any,
+    references: Float[Array, "b h w c"],
+    own: conditioning.Conditioning,
+    others: conditioning.Conditioning,
+) -> Float[Array, "n h w c"]:
+    """Latents of the targets, whose maps the `others` are."""
+    denoise: Any = functools.partial(made.network.apply, variables["network"])
+    schedule = generator.schedule(cap4d.get_config("size=paper"))
+    return synthesis.views(
+        key,
+        denoise,
+        schedule,
+        references[None],
+        own,
+        others,
+        layout=made.network.layout,
+        sampler=synthesis.ViewSampler(steps=_STEPS.value),
+    )[0]
 
 
 def write(

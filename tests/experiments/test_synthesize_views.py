@@ -165,16 +165,13 @@ def test_the_seed_decides(given, made, tmp_path):
     [
         ("--views=11", "groups of 6 divide, got 11; add 1"),
         ("--size=33", "33"),
-        ("--head={none}", "no head at"),
         ("--weights={head}", "got another file"),
-        ("--fit={weights}", "Expected an .npz"),
         ("--output_dir={fit}", "where something is"),
     ],
 )
 def test_what_does_not_fit_is_refused(given, tmp_path, flag, complaint):
     output = tmp_path / "out"
-    words = {**given, "none": tmp_path / "none"}
-    done = run(given, output, flag.format(**words))
+    done = run(given, output, flag.format(**given))
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert lines[-1].startswith("synthesize_views: ") and complaint in lines[-1]
