@@ -53,6 +53,9 @@ LICENCES = {
 }
 """As their owners state them; read them before you publish anything made with them."""
 
+POSITIONS = "cond_stage_model.renderer.props"
+"""CAP4D's: where on FLAME's template each vertex lies, as its position code has it."""
+
 _SOURCE = flags.DEFINE_enum("source", None, list(SOURCES), "Whose.", required=True)
 _PATH = flags.DEFINE_string("path", None, "Its file or folder.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The file to write.", required=True)
@@ -97,10 +100,12 @@ def modules(source: str, path: pathlib.Path) -> Iterator[tuple[str, dict[str, An
         tensors = {
             key: x for key, x in tensors.items() if not key.startswith(leftover or "\0")
         }
-        origin = {
+        origin: dict[str, Any] = {
             "layout": layout,
             "files": {file.name: digest(file) for file in files},
         }
+        if POSITIONS in tensors:
+            origin["positions"] = np.float32(tensors[POSITIONS]).tolist()
         if name:
             plans = {name: (pretrained.plan(layout, tensors), tensors)}
         else:

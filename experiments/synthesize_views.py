@@ -38,7 +38,7 @@ from geodiff_jax.head import model as head_model
 from geodiff_jax.head import track as head_track
 from geodiff_jax.io import atomic, images
 from geodiff_jax.models import denoiser, vae, weight_files
-from geodiff_jax.render import conditioning, head_crop, head_views
+from geodiff_jax.render import condition_maps, conditioning, head_crop, head_views
 from geodiff_jax.tracking import flowface
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "Of convert_weights.", required=True)
@@ -60,6 +60,8 @@ _SIZE = flags.DEFINE_integer(
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ("float32", "bfloat16"), "In which networks compute."
 )
+FLAME_VERTICES = 5023
+"""Before those that CAP4D, or a head of ours, adds in the mouth."""
 SHEET = 24
 """Views on the contact sheet, at most."""
 
@@ -85,6 +87,8 @@ class Generator:
     """Of both, by "network" and "codec"."""
     facts: dict[str, Any]
     """Of their origin."""
+    positions: Float[np.ndarray, "v 3"] | None
+    """Of FLAME's vertices, as the position code of training had them."""
 
 
 def main(argv: list[str]) -> None:
@@ -155,6 +159,7 @@ def read_generator(path: str) -> Generator:
             f"Expected a UNet that takes CAP4D's {wanted} channels of maps in {path}, "
             f"got one that takes {len(maps)}; convert CAP4D's checkpoint."
         )
+    stored = facts["modules"]["unet"].get("positions")
     network: Any = net.clone(dtype=_DTYPE.value)
     variables = {"network": {"params": {"unet": own["params"]}}}
     return Generator(
@@ -162,6 +167,7 @@ def read_generator(path: str) -> Generator:
         codec.clone(dtype=_DTYPE.value),
         jax.device_put(variables | {"codec": codec_variables}),
         facts,
+        None if stored is None else np.asarray(stored, np.float32)[:FLAME_VERTICES],
     )
 
 
@@ -236,10 +242,20 @@ def sample(
         conditioning.check(head, shots.params, shots.cameras)
         slots = jnp.full(len(shots.params.identity), known)
         draw = jax.jit(functools.partial(conditioning.cap4d, size=side))
-        options = {"reference_slots": slots, "crop_mask": shots.crop_masks}
-        maps = draw(head, shots.params, shots.cameras, first, **options)
+        options = {"crop_mask": shots.crop_masks, "positions": positions}
+        maps = draw(
+            head,
+            shots.params,
+            shots.cameras,
+            first,
+            reference_slots=slots,
+            **options,
+        )
         return jax.tree.map(lambda x: x[None, :, None], maps)
 
+    positions = None
+    if made.positions is not None:
+        positions = condition_maps.positions_like(head.template, made.positions)
     own, others = signals(references, known=True), signals(targets, known=False)
     pictures = jnp.asarray(references.images)
     latents = jax.jit(functools.partial(encode, made))(made.variables, pictures)
