@@ -14,7 +14,6 @@ or of another shape is named and stops the conversion; `--unused=prefix,prefix` 
 what may be left over. Takes a minute, and memory for twice the file.
 """
 
-import dataclasses
 import hashlib
 import pathlib
 import sys
@@ -53,6 +52,9 @@ LICENCES = {
     "xnemo": "CC BY-NC 4.0",
 }
 """As their owners state them; read them before you publish anything made with them."""
+
+POSITIONS = "cond_stage_model.renderer.props"
+"""CAP4D's: where on FLAME's template each vertex lies, as its position code has it."""
 
 _SOURCE = flags.DEFINE_enum("source", None, list(SOURCES), "Whose.", required=True)
 _PATH = flags.DEFINE_string("path", None, "Its file or folder.", required=True)
@@ -98,16 +100,18 @@ def modules(source: str, path: pathlib.Path) -> Iterator[tuple[str, dict[str, An
         tensors = {
             key: x for key, x in tensors.items() if not key.startswith(leftover or "\0")
         }
-        origin = {
+        origin: dict[str, Any] = {
             "layout": layout,
             "files": {file.name: digest(file) for file in files},
         }
+        if POSITIONS in tensors:
+            origin["positions"] = np.float32(tensors[POSITIONS]).tolist()
         if name:
             plans = {name: (pretrained.plan(layout, tensors), tensors)}
         else:
             plans = pretrained.cap4d_plans(tensors)
         for part, (plan, own) in plans.items():
-            facts = origin | fields(plan.module)
+            facts = origin | weight_files.describe(plan.module)
             yield part, {"variables": plan.load(own), "facts": facts}
 
 
@@ -139,16 +143,6 @@ def read(file: pathlib.Path) -> Mapping[str, np.ndarray]:
     ):
         raise ValueError(f"{expected}, got something else.")
     return content
-
-
-def fields(module: Any) -> dict[str, Any]:
-    """What the module is, so that it can be made again."""
-    own = {
-        field.name: getattr(module, field.name)
-        for field in dataclasses.fields(module)
-        if field.name not in ("parent", "name", "dtype")
-    }
-    return {"class": type(module).__name__, "fields": own}
 
 
 def digest(file: pathlib.Path) -> str:

@@ -26,7 +26,6 @@ import skimage.data
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import geodiff_jax
 from geodiff_jax import create, reporting
 from geodiff_jax.avatar import export, preview
 from geodiff_jax.avatar.model import Avatar
@@ -37,8 +36,6 @@ from geodiff_jax.io import atomic, images, video
 from geodiff_jax.tracking import files as track_files
 from geodiff_jax.tracking import overlay
 
-CONSENTS = ("self", "licensed", "public", "synthetic")
-
 _IMAGE = flags.DEFINE_string("image", None, "The portrait; the astronaut by default.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where to write.", required=True)
 _HEAD = flags.DEFINE_string(
@@ -48,7 +45,10 @@ _LANDMARKS = flags.DEFINE_string(
     "landmarks", None, "Hand-corrected landmarks.json; wins over detection."
 )
 _CONSENT = flags.DEFINE_enum(
-    "consent", None, CONSENTS, "On what ground this face may be used; stamped."
+    "consent",
+    None,
+    reporting.CONSENTS,
+    "On what ground this face may be used; stamped.",
 )
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "experiments/configs/avatar.py:preset=preview"
@@ -247,13 +247,10 @@ def announcement(photo: images.Photo, config: create.CreateConfig) -> str:
 
 
 def provenance(run: Run) -> dict[str, str]:
-    """What every output carries: whose photo, on what ground, and that it is made."""
-    return {
-        "notice": "synthetic media",
-        "consent": run.identity["consent"],
-        "photo_sha256": run.identity["photo_sha256"],
-        "generator": f"geodiff_jax {geodiff_jax.__version__}",
-    }
+    """What every output of a run carries."""
+    return reporting.provenance(
+        consent=run.identity["consent"], photo_sha256=run.identity["photo_sha256"]
+    )
 
 
 def _counted(items: Iterable[Any], advance: Callable[[], None]) -> Iterator[Any]:

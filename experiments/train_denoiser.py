@@ -4,8 +4,10 @@ python -m experiments.train_denoiser --workdir=DIR --data=FOLDER,... \\
     --config=experiments/configs/geodiff4d.py:stage=1,size=tiny
 
 Run the same command again to go on from the last checkpoint, on any mesh. Stage 2
-starts from the averaged weights of stage 1: --start=WORKDIR. `--data=random` trains on
-noise of the right shapes, to time steps.
+starts from the averaged weights of stage 1: --start=WORKDIR. What trains everything
+may start from weights of others, as `experiments.convert_weights` writes them, and says
+what they do not know: --start=FILE.safetensors. `--data=random` trains on noise of the
+right shapes, to time steps.
 
 `--dry_run --mesh=256x8x1` says what the mesh would hold and compute, without it.
 
@@ -23,6 +25,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags, logging
 from jaxtyping import Array, Key
 
@@ -30,6 +33,7 @@ from experiments import launch, paper_size, random_batches, recorded_batches
 from experiments.configs import generator
 from geodiff_jax import checkpoint, reporting, sharding
 from geodiff_jax.io import atomic
+from geodiff_jax.models import pretrained, weight_files, weights
 from geodiff_jax.training import denoising, loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
@@ -38,8 +42,11 @@ _DATA = flags.DEFINE_list(
     "data", None, "Folders of prepared datasets with cached latents, or random."
 )
 _DATA_WORKERS = flags.DEFINE_integer("data_workers", 0, "Processes that read them.")
-_START = flags.DEFINE_string("start", None, "Workdir of the stage before.")
+_START = flags.DEFINE_string(
+    "start", None, "Workdir of the stage before, or a file of convert_weights."
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Says what it would take, and ends.")
+CONVERTED = ".safetensors"
 _LOG_EVERY = flags.DEFINE_integer("log_every", 50, "Steps.", lower_bound=1)
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps.", lower_bound=1)
 
@@ -197,17 +204,26 @@ def abstract_state(config: generator.Config, mesh: sharding.Mesh) -> Any:
 def first_state(
     config: generator.Config, placed: Any, *, start: str | None
 ) -> states.TrainState:
-    """Fresh, each device making its own part, or with the weights of another workdir.
+    """Fresh, each device making its own part, or with the weights of `start`.
 
-    Raises ValueError if there is no such workdir, or no need for it, or other networks.
+    These are another workdir's, all of them, or a converted checkpoint's, as far as
+    they go. Raises ValueError if there are none, or no need for them, or other
+    networks'.
     """
-    if bool(config.trained) != (start is not None):
-        wanted = "--start, stage 1's workdir," if config.trained else "no --start"
-        raise ValueError(f"Expected {wanted} for stage {config.stage}.")
+    converted = start is not None and start.endswith(CONVERTED)
+    if config.trained and (start is None or converted):
+        raise ValueError(
+            f"Expected --start, stage 1's workdir, for stage {config.stage}."
+        )
+    if config.stage == 1 and start is not None and not converted:
+        raise ValueError(f"Expected no --start but *{CONVERTED} for stage 1.")
+    adopted = adopted_variables(config, start) if start and converted else None
     make = jax.jit(functools.partial(fresh_state, config=config), out_shardings=placed)
     state = make(jax.random.key(config.seed))
     if start is None:
         return state
+    if adopted is not None:
+        return jax.device_put(with_adopted(state, adopted), placed)
     series = checkpoint.Series(pathlib.Path(start) / "checkpoints")
     found = series.restore(None)
     series.close()
@@ -218,6 +234,47 @@ def first_state(
     return jax.device_put(started(state, found.tree, trained=config.trained), placed)
 
 
+def adopted_variables(config: generator.Config, path: str) -> dict[str, Any]:
+    """The network's variables: a file's arrays, and shapes of what it does not know.
+
+    A reference net that it lacks starts as its UNet does (ours, as AnimateAnyone).
+    Says what is missing there. Raises ValueError or OSError.
+    """
+    parts, _ = weight_files.load_modules(path)
+    network = generator.network(config)
+    if network.reference_net is not None and "unet" in parts:
+        parts.setdefault("reference_net", parts["unet"])
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(fresh_state, config=config), key)
+    own = states.variables_of(shapes)
+    filled, report = pretrained.adopt(network, own, parts)
+    if jax.process_index() == 0:
+        for line in weights.summary(report, own, name=path):
+            print(line)
+    return filled
+
+
+def with_adopted(state: states.TrainState, filled: dict[str, Any]) -> states.TrainState:
+    """The state with all that is more than a shape in place of its own.
+
+    Everything of it learns, so that nothing rests.
+    """
+
+    def take(own: Any, new: Any) -> Any:
+        return jax.tree.map(
+            # Copies: the step gives away the buffers of parameters and average.
+            lambda x, y: x if isinstance(y, jax.ShapeDtypeStruct) else np.array(y),
+            own,
+            new,
+        )
+
+    return state.replace(
+        params=take(state.params, filled["params"]),
+        average=take(state.average, filled["params"]),
+        statistics=take(state.statistics, filled.get("batch_stats", {})),
+    )
+
+
 def started(
     state: states.TrainState, other: dict[str, Any], *, trained: str
 ) -> states.TrainState:
@@ -226,16 +283,16 @@ def started(
     What this stage trains may be missing there. Raises ValueError for any other
     difference.
     """
-    weights: dict[Any, Any] = flax.traverse_util.flatten_dict(
+    known: dict[Any, Any] = flax.traverse_util.flatten_dict(
         optimizers.merge(other["average"], other["resting"] or {})
     )
 
     def take(params: Any, *, optional: bool) -> Any:
         flat: dict[Any, Any] = flax.traverse_util.flatten_dict(params)
         for name, value in flat.items():
-            if name not in weights and optional:
+            if name not in known and optional:
                 continue
-            flat[name] = weights.pop(name, None)
+            flat[name] = known.pop(name, None)
             found = getattr(flat[name], "shape", "nothing")
             if found != value.shape:
                 raise ValueError(
@@ -246,10 +303,10 @@ def started(
 
     params = take(state.params, optional=bool(trained))
     resting = take(state.resting, optional=False)
-    if weights:
+    if known:
         raise ValueError(
             "Expected the network of the stage before, got one without "
-            f"{'/'.join(min(weights))}."
+            f"{'/'.join(min(known))}."
         )
     return state.replace(
         params=params,

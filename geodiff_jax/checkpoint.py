@@ -46,8 +46,9 @@ def restore(path: str | os.PathLike, *, template: Any = None) -> Any:
     """The pytree of a checkpoint.
 
     A template of arrays or ShapeDtypeStructs gives it its types, and its shardings
-    where it has any; names, shapes and dtypes must agree. Without one, dataclasses and
-    tuples come back as dicts and lists. Raises ValueError for a damaged folder.
+    where it has any; names, shapes and dtypes must agree. Without one, arrays come back
+    on the host, dataclasses and tuples as dicts and lists. Raises ValueError for a
+    damaged folder.
     """
     folder = pathlib.Path(path)
     _check_intact(folder)
@@ -231,11 +232,16 @@ def _check_intact(folder: pathlib.Path) -> None:
 def _restore_arrays(folder: pathlib.Path, template: Any) -> Any:
     arrays = folder.absolute() / "arrays"
     with ocp.StandardCheckpointer() as checkpointer:
-        if template is None:
-            return checkpointer.restore(arrays)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         stored = checkpointer.metadata(arrays).item_metadata
-        _check_agreement(_signature(getattr(stored, "tree", stored)), abstract, folder)
+        stored = getattr(stored, "tree", stored)
+        if template is None:
+            # On the host: the devices that saved it need not be here.
+            own = jax.tree.map(
+                lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), stored
+            )
+            return checkpointer.restore(arrays, own)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        _check_agreement(_signature(stored), abstract, folder)
         return checkpointer.restore(arrays, abstract)
 
 

@@ -21,6 +21,9 @@ from jaxtyping import Float
 
 from geodiff_jax import __version__
 
+CONSENTS = ("self", "licensed", "public", "synthetic")
+"""On what grounds a face may be used."""
+
 Advance = Callable[..., None]
 """`advance(count=1)` says that more of a stage is done."""
 
@@ -140,6 +143,16 @@ def manifest(*, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
             "devices": [device.device_kind for device in jax.devices()],
         },
         "config": dict(config or {}),
+    }
+
+
+def provenance(*, consent: str, photo_sha256: str) -> dict[str, str]:
+    """What every output carries: whose photo, on what ground, and that it is made."""
+    return {
+        "notice": "synthetic media",
+        "consent": consent,
+        "photo_sha256": photo_sha256,
+        "generator": f"geodiff_jax {__version__}",
     }
 
 

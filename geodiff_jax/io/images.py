@@ -10,10 +10,11 @@ import math
 import os
 import pathlib
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from geodiff_jax.io import atomic
 
@@ -102,11 +103,22 @@ def photo_from_array(image: np.ndarray, *, focal_pixels: float | None = None) ->
     return Photo(np.ascontiguousarray(rgb), alpha, focal_pixels, digest, None)
 
 
-def write_png(path: str | os.PathLike, image: Float[np.ndarray, "h w *c"]) -> None:
-    """Writes grey (h, w), RGB or RGBA pixels in [0, 1] as an 8-bit PNG."""
+def write_png(
+    path: str | os.PathLike,
+    image: Float[np.ndarray, "h w *c"],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes grey (h, w), RGB or RGBA pixels in [0, 1] as an 8-bit PNG.
+
+    `metadata` goes into its text chunks.
+    """
     pixels = np.round(np.clip(np.asarray(image), 0.0, 1.0) * 255.0).astype(np.uint8)
+    text = PngImagePlugin.PngInfo()
+    for name, value in (metadata or {}).items():
+        text.add_text(name, value)
     with atomic.new_file(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)
 
 
 def resize(

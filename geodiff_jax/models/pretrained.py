@@ -160,6 +160,58 @@ def initialise(
     return filled, report
 
 
+def adopt(
+    network: nn.Module,
+    variables: Mapping[str, Any],
+    parts: Mapping[str, tuple[nn.Module, Mapping[str, Any]]],
+) -> tuple[dict[str, Any], weights.Report]:
+    """The network's variables, with what converted weights know of its submodules.
+
+    `parts` are modules and variables by the name of the submodule, as
+    `weight_files.load_modules` gives them. What the network has no place for, the
+    parts it lacks included, is `unused`; all else is as in `initialise`.
+
+    Raises:
+      ValueError: variables that are misshapen, heads that are not the network's, and
+        parts of which nothing is used.
+    """
+    known = flax.traverse_util.flatten_dict(dict(variables)).keys()
+    table, tensors = {}, {}
+    for part, (module, own) in parts.items():
+        _check_heads(part, getattr(network, part, None), module)
+        for path, value in flax.traverse_util.flatten_dict(dict(own)).items():
+            entry = weights.Entry((path[0], part, *path[1:]))
+            name = "/".join(entry.path)
+            tensors[name] = value
+            if entry.path in known:
+                table[name] = entry
+    if not table:
+        raise ValueError(
+            f"Expected weights of the network's submodules, got {', '.join(parts)}, of "
+            "which it has none."
+        )
+    widened = [("params", part, "conv_in", "kernel") for part in parts]
+    filled, report = weights.fill(variables, table, tensors, widened=widened)
+    weights.demand(report, expected=report.unused)
+    return filled, report
+
+
+def _check_heads(part: str, ours: nn.Module | None, theirs: nn.Module) -> None:
+    """Heads show in no shape. Raises ValueError where both have other ones."""
+    names = ["heads"]
+    if getattr(ours, "expression_modules", False):
+        names += (
+            ["module_heads"] if getattr(theirs, "expression_modules", False) else []
+        )
+    for name in names if ours is not None else ():
+        wanted, found = getattr(ours, name, None), getattr(theirs, name, None)
+        if wanted != found:
+            raise ValueError(
+                f"Expected weights of a {part} with {name} {wanted}, got one with "
+                f"{found}; they are of another network."
+            )
+
+
 def cap4d_plans(
     tensors: Tensors, sizes: Sizes | None = None
 ) -> dict[str, tuple[Plan, Tensors]]:
@@ -231,7 +283,7 @@ def _diffusers(
     return Plan(
         module,
         names_unet.diffusers_table(module),
-        _unet_template(module, tensors["conv_in.weight"].shape[1], inputs),
+        unet_template(module, tensors["conv_in.weight"].shape[1], inputs),
         positions,
     )
 
@@ -244,7 +296,7 @@ def _mmdm(tensors: Tensors, sizes: dict[str, Any]) -> Plan:
     return Plan(
         module,
         names_unet.compvis_table(module),
-        _unet_template(module, channels, inputs),
+        unet_template(module, channels, inputs),
     )
 
 
@@ -272,10 +324,10 @@ def _refuse_unknown(sizes: dict[str, Any], allowed: set[str]) -> None:
         raise ValueError(f"Expected sizes among {sorted(allowed)}, got {unknown}.")
 
 
-def _unet_template(
-    module: unet.UNet, channels: int, inputs: dict[str, int | None]
+def unet_template(
+    module: unet.UNet, channels: int, inputs: Mapping[str, int | None]
 ) -> dict[str, Any]:
-    """Of a UNet that takes these channels and signals of these widths."""
+    """Of a UNet that takes so many channels, and signals of these widths by name."""
     side = 2 ** (len(module.multipliers) - 1)
     shapes = {
         "context": (1, 1, 1, 1, 1),

@@ -1,10 +1,13 @@
 """Variables of modules in safetensors, with where they come from and what they fit.
 
 One file holds the variables of one or several modules, by name: a denoiser's, or a
-UNet's and an autoencoder's.
+UNet's and an autoencoder's. Where its metadata describes the modules, as those of
+`experiments.convert_weights` do, they are made again with it.
 """
 
+import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -12,13 +15,23 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax import linen as nn
 
 from geodiff_jax.io import atomic
+from geodiff_jax.models import expression_encoder, pretrained, unet, vae, weights
 
 FORMAT = "geodiff_jax variables 1"
+MODULES = {
+    kind.__name__: kind
+    for kind in (unet.UNet, vae.AutoencoderKL, expression_encoder.ExpressionEncoder)
+}
+"""That a file can describe, by class."""
+Part = tuple[nn.Module, dict[str, Any]]
+"""A module and its variables, arrays of numpy."""
 
 
 def save(
@@ -91,3 +104,83 @@ def check(variables: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
                 f"Expected {wanted.get(name, 'nothing')} as {name}, got "
                 f"{own.get(name, 'nothing')}; these weights are of another network."
             )
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """What the module is, for `metadata["modules"]`, so that it can be made again.
+
+    Precision is no part of it: that is the reader's to choose.
+    """
+    own = {
+        field.name: getattr(module, field.name)
+        for field in dataclasses.fields(module)
+        if field.name not in ("parent", "name", "dtype")
+    }
+    return {"class": type(module).__name__, "fields": own}
+
+
+def load_modules(
+    path: str | os.PathLike,
+) -> tuple[dict[str, Part], dict[str, Any]]:
+    """(modules and their variables by name, metadata) of a file that describes them.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is damaged, holds something else, or does not fit its description.
+    """
+    variables, facts = load(path)
+    described = facts.get("modules")
+    if not isinstance(described, dict) or described.keys() != variables.keys():
+        raise ValueError(
+            f"Expected a description of the modules {', '.join(sorted(variables))} in "
+            f"{path}, got none; convert the checkpoint again."
+        )
+    parts = {}
+    for name, own in variables.items():
+        try:
+            module = _made(described[name])
+            check(own, _template(module, own["params"]))
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Expected weights that fit their description in {path}, got others "
+                f"for {name} ({error}); convert the checkpoint again."
+            ) from error
+        parts[name] = module, own
+    return parts, facts
+
+
+def _made(description: Mapping[str, Any]) -> nn.Module:
+    fields = {name: _hashable(x) for name, x in description["fields"].items()}
+    return MODULES[description["class"]](**fields)
+
+
+def _hashable(value: Any) -> Any:
+    """JSON knows no tuples, of which modules are made."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def _template(module: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The module's variables; what it takes is read off its parameters."""
+    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+
+    def inputs(part: str, ending: str) -> int | None:
+        found = (
+            x for name, x in flat.items() if part in name and name.endswith(ending)
+        )
+        kernel = next(found, None)
+        return None if kernel is None else kernel.shape[-2]
+
+    if isinstance(module, unet.UNet):
+        signals = {
+            "context": inputs("_attention", "/across/to_k/kernel"),
+            "expression": inputs("_expression", "/attention1/to_k/kernel"),
+            "maps": inputs("maps_in", "/kernel"),
+        }
+        channels = flat["conv_in/kernel"].shape[-2]
+        return pretrained.unet_template(module, channels, signals)
+    if isinstance(module, vae.AutoencoderKL):
+        pixels = (module.factor, module.factor)
+    else:
+        # A crop's eighth, squeezed by half, is what `to_latent` takes.
+        pixels = (8 * math.isqrt(flat["to_latent/kernel"].shape[-2]),) * 2
+    return weights.template(module, jnp.zeros((1, *pixels, 3)))

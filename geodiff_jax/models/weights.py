@@ -189,6 +189,39 @@ def demand(report: Report, *, expected: Collection[str] = ()) -> None:
         )
 
 
+def summary(report: Report, variables: Mapping[str, Any], *, name: str) -> list[str]:
+    """What came of filling the variables from `name`, by the shortest paths, to read.
+
+    Unused names must be paths too, as in `pretrained.adopt`.
+    """
+    every = flax.traverse_util.flatten_dict(dict(variables), sep="/").keys()
+    filled = every - set(report.random)
+    lines = [f"{len(filled):,} of {len(every):,} arrays are those of {name}."]
+    for what, names in (
+        ("stay as they are", branches(report.random, filled)),
+        ("start at zero", report.padded),
+        ("are not used", branches(report.unused, filled)),
+    ):
+        if names:
+            lines.append(f"These {what}: {', '.join(names)}.")
+    return lines
+
+
+def branches(names: Collection[str], others: Collection[str]) -> tuple[str, ...]:
+    """The shortest beginnings of paths below which lie all names and none of others."""
+    taken = {path for other in others for path in _beginnings(other)}
+    found = {
+        next((path for path in _beginnings(name) if path not in taken), name)
+        for name in names
+    }
+    return tuple(sorted(found))
+
+
+def _beginnings(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
 def template(module: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
     """Shapes and dtypes of a module's variables; nothing is computed."""
     return jax.eval_shape(module.init, jax.random.key(0), *arguments, **keywords)

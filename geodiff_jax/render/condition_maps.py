@@ -145,6 +145,21 @@ def template_positions(template: Float[Array, "v 3"]) -> Float[Array, "v 3"]:
     return centred / jnp.max(centred)
 
 
+def positions_like(
+    template: Float[Array, "v 3"], released: Float[np.ndarray, "u 3"]
+) -> Float[Array, "v 3"]:
+    """A template's positions in units and about the centre of CAP4D's own texture.
+
+    `released` are its first vertices, in their order: what follows, such as the mouth's
+    inside, moves a mean, and by the highest frequency is a phase of more than a radian.
+    """
+    own = template[: len(released)]
+    centred = template - jnp.mean(own, axis=0)
+    mean = jnp.mean(released, axis=0)
+    spread = jnp.std(released - mean) / jnp.std(centred[: len(released)])
+    return centred * spread + mean
+
+
 def position_code(positions: Float[Array, "*b 3"]) -> Float[Array, "*b 42"]:
     """Sines and cosines of positions (CAP4D, Eq. 3).
 
@@ -194,11 +209,13 @@ def surface_maps(
     size: int = 64,
     supersampling: int = 2,
     shown: Bool[Array, " v"] | None = None,
+    positions: Float[Array, "v 3"] | None = None,
 ) -> tuple[Float[Array, "size size 42"], Float[Array, "size size 3"]]:
     """CAP4D's position code and expression offsets of a posed head, drawn once.
 
-    `shown` are the vertices whose faces are drawn, `head_vertices` by default. The
-    half sphere that CAP4D adds behind the upper lip is the head's own business.
+    `shown` are the vertices whose faces are drawn, `head_vertices` by default;
+    `positions` what is encoded, `template_positions` by default. The half sphere that
+    CAP4D adds behind the upper lip is the head's own business.
     """
     shown = head_vertices(model) if shown is None else shown
     fragments = rasterize(
@@ -207,9 +224,8 @@ def surface_maps(
         square(camera, size=size * supersampling),
         drawn=touching_faces(model.faces, shown),
     )
-    texture = jnp.concatenate(
-        [template_positions(model.template), expression_offsets(model, params)], -1
-    )
+    positions = template_positions(model.template) if positions is None else positions
+    texture = jnp.concatenate([positions, expression_offsets(model, params)], -1)
     drawn = mesh_rasterizer.interpolate(fragments, model.faces, texture)
     return encode_surface(
         drawn[..., :3],

@@ -215,18 +215,26 @@ def cap4d(
     size: int = 64,
     supersampling: int = 2,
     shown: Bool[Array, " v"] | None = None,
+    positions: Float[Array, "v 3"] | None = None,
 ) -> Conditioning:
     """CAP4D's 50 channels for references and frames to generate.
 
     Cameras are those of the crops (`head_crop`); `reference` is the first reference's.
-    Without `crop_mask` no crop was padded. `shown` as in `surface_maps`.
+    Without `crop_mask` no crop was padded. `shown` and `positions` as in
+    `surface_maps`.
     """
 
     def one(
         params: head_model.HeadParams, camera: Camera
     ) -> tuple[Array, Array, Array]:
         code, offset = condition_maps.surface_maps(
-            model, params, camera, size=size, supersampling=supersampling, shown=shown
+            model,
+            params,
+            camera,
+            size=size,
+            supersampling=supersampling,
+            shown=shown,
+            positions=positions,
         )
         return code, offset, condition_maps.ray_map(camera, reference, size=size)
 

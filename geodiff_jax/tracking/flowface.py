@@ -7,10 +7,11 @@ head's world has y up and z towards the viewer; half a turn about x makes it tha
 the cameras.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import jaxlie
@@ -19,6 +20,7 @@ from jaxtyping import Float
 
 from geodiff_jax.geometry.camera import Camera
 from geodiff_jax.head.track import Track
+from geodiff_jax.io import atomic
 from geodiff_jax.tracking import arrays
 
 HEAD_VERSION = "flame2023_no_jaw"
@@ -73,6 +75,91 @@ def read(path: str | os.PathLike) -> Track:
         frame_ids=tuple(range(frames)),
         head_version=HEAD_VERSION,
     )
+
+
+def write(
+    folder: str | os.PathLike, track: Track, *, camera_names: Sequence[str]
+) -> None:
+    """The fit.npz that `read` reads, in a folder of pictures: inverts it.
+
+    Raises:
+      ValueError: what the file has no room for: another head, identities that change,
+        eyelids, and eyes that turn apart.
+    """
+    params = {name: np.asarray(x) for name, x in vars(track.params).items()}
+    identity, eyes = params["identity"], params["eyes"]
+    for said, fits in (
+        (f"the head {HEAD_VERSION}", track.head_version == HEAD_VERSION),
+        ("one identity", (identity == identity[:1]).all()),
+        ("eyelids at rest", not params["eyelids"].any()),
+        ("both eyes turned alike", (eyes[:, 0] == eyes[:, 1]).all()),
+    ):
+        if not fits:
+            raise ValueError(f"Expected {said} for {folder}, got something else.")
+    turn = jaxlie.SO3.from_matrix(jnp.asarray(_VIEWER_FROM_CAMERA, jnp.float32))
+    size = [track.cameras.height, track.cameras.width]
+    lens = np.asarray(track.cameras.intrinsics)
+    stored = {
+        **{name: lens[:, i : i + 1] for i, name in enumerate(("fx", "fy", "cx", "cy"))},
+        "extr": track.cameras.camera_from_world.as_matrix(),
+        "resolutions": np.tile(size, (len(lens), 1)),
+        "camera_order": np.asarray(camera_names),
+        "shape": identity[0],
+        "expr": params["expression"],
+        "rot": (turn.inverse() @ jaxlie.SO3.exp(track.params.rotation)).log(),
+        "tra": params["translation"] @ _VIEWER_FROM_CAMERA,
+        "eye_rot": eyes[:, 0],
+        "neck_rot": params["neck"],
+        "jaw_rot": params["jaw"],
+    }
+    with atomic.new_file(pathlib.Path(folder) / "fit.npz") as temporary:
+        with open(temporary, "wb") as stream:
+            np.savez(stream, **stored)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A picture of the head, and where in the track it belongs."""
+
+    view: int
+    """Place among the cameras."""
+    frame: int
+    image: pathlib.Path
+    matte: pathlib.Path | None
+    """White where the person is; None where the picture is of the person alone."""
+
+
+def find_references(folder: str | os.PathLike, track: Track) -> tuple[Reference, ...]:
+    """The references of a folder, of which `track` was read; the first is the first.
+
+    Raises:
+      FileNotFoundError: no list of references, or no picture of one.
+      ValueError: a reference whose camera or frame the track lacks.
+    """
+    path = pathlib.Path(folder)
+    stored = arrays.read(path / "fit.npz")
+    names = [str(x) for x in stored.get("camera_order", ())] or sorted(
+        x.name for x in (path / "images").glob("*") if x.is_dir()
+    )
+    found = []
+    for camera, frame in read_references(path / "reference_images.json"):
+        known = names.index(camera) if camera in names else len(names)
+        if known >= len(track.cameras.intrinsics) or frame >= track.num_frames:
+            raise ValueError(
+                f"Expected references among {len(track.cameras.intrinsics)} cameras "
+                f"and {track.num_frames} frames in {path}, got {camera}, {frame}."
+            )
+        pictures = sorted(
+            x for x in (path / "images" / camera).glob("*") if x.is_file()
+        )
+        if frame >= len(pictures):
+            raise FileNotFoundError(
+                f"There is no picture of frame {frame} in {path / 'images' / camera}."
+            )
+        matte = path / "bg" / camera / f"{frame:04d}.png"
+        own = matte if matte.is_file() else None
+        found.append(Reference(known, frame, pictures[frame], own))
+    return tuple(found)
 
 
 def read_trajectory(path: str | os.PathLike) -> Camera:

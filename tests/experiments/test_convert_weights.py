@@ -44,8 +44,9 @@ def folder(tmp_path_factory):
     return path
 
 
-def convert(folder, output, *more):
-    command = [sys.executable, "-m", "experiments.convert_weights", "--source=sd15"]
+def convert(folder, output, *more, source="sd15"):
+    command = [sys.executable, "-m", "experiments.convert_weights"]
+    command.append(f"--source={source}")
     return subprocess.run(
         [*command, f"--path={folder}", f"--output={output}", *more],
         capture_output=True,
@@ -58,16 +59,17 @@ def test_a_checkpoint_becomes_a_file(folder, tmp_path):
     output = tmp_path / "sd15.safetensors"
     done = convert(folder, output)
     assert done.returncode == 0, done.stderr
-    variables, facts = weight_files.load(output)
+    parts, facts = weight_files.load_modules(output)
+    assert {name: module for name, (module, _) in parts.items()} == {
+        "unet": UNET,
+        "vae": VAE,
+    }
+    variables = {name: own for name, (_, own) in parts.items()}
     weight_files.check(variables, shapes())
     assert facts["source"] == "sd15" and "RAIL" in facts["licence"]
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     told = facts["modules"]["unet"]
     assert told["files"] == {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
-    made = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in told["fields"].items()
-    }
-    assert made["channels"] == 32 and made["heads"] == (8, 8)
     # A tensor in its place, turned from [out, in] to [in, out].
     name, path = "time_embedding.linear_1.weight", ("time1", "kernel")
     stored = safetensors.numpy.load_file(file)[name]
@@ -89,3 +91,24 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "1 unused: ema.decay" in refused.stderr and not output.exists()
     assert convert(other, output, "--unused=ema.").returncode == 0
+
+
+def test_cap4ds_checkpoint_keeps_the_positions_that_it_encodes(tmp_path):
+    """Its heads are 64 wide, which no name and no shape tells."""
+    net = UNET.clone(channels=64, heads=(1, 2), cross_attention=False, maps=True)
+    x, maps = jnp.zeros((1, 1, 1, 1, 4, 4, 4)), jnp.zeros((1, 1, 1, 1, 4, 4, 50))
+    own = weights.template(net, x, jnp.zeros(()), maps=maps)
+    parts = {"unet": (net, own), "vae": (VAE, shapes()["vae"])}
+    positions = np.random.default_rng(0).random((9, 3), np.float32)
+    rest = {"cond_stage_model.renderer.props": positions, "logvar": np.zeros(4)}
+    path, output = tmp_path / "cap4d.safetensors", tmp_path / "out.safetensors"
+    safetensors.numpy.save_file(named_tensors.cap4d(parts) | rest, path)
+    done = convert(path, output, source="cap4d")
+    assert done.returncode == 0, done.stderr
+    found, facts = weight_files.load_modules(output)
+    assert {name: module for name, (module, _) in found.items()} == {
+        "unet": net.clone(middle_tokens=("view", "h", "w")),
+        "vae": VAE,
+    }
+    stored = np.float32(facts["modules"]["unet"]["positions"])
+    np.testing.assert_array_equal(stored, positions)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
-from geodiff_jax import sharding
+from geodiff_jax import checkpoint, sharding
 from geodiff_jax.training import loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 from tests.experiments import launch as test_launch
-from tests.experiments import small
+from tests.experiments import small, toy_cap4d
 
 launch, random_batches, recorded_batches, train_denoiser = (
     test_launch.import_apart(f"experiments.{name}")
@@ -277,11 +277,89 @@ def test_other_networks_are_no_stage_before(names, message):
         train_denoiser.started(second, saved(stage(names)), trained="temporal")
 
 
-@pytest.mark.parametrize(("argument", "start"), [("stage=2", None), ("stage=1", "x")])
+@pytest.mark.parametrize(
+    ("argument", "start"),
+    [("stage=2", None), ("stage=1", "x"), ("stage=2", "x.safetensors")],
+)
 def test_only_a_second_stage_starts_from_another(argument, start):
     config = geodiff4d.get_config(argument)
     with pytest.raises(ValueError, match="--start"):
         train_denoiser.first_state(config, None, start=start)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A toy of CAP4D's checkpoint, whose numbers are known by name."""
+    path = tmp_path_factory.mktemp("weights") / "cap4d.safetensors"
+    toy_cap4d.write(path)
+    return path
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_converted_checkpoint_fits_its_config_wholly(converted, capsys, stage):
+    config = cap4d.get_config(f"stage={stage},size=tiny")
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    filled = train_denoiser.adopted_variables(config, str(converted))
+    said = capsys.readouterr().out
+    assert "stay" not in said and "zero" not in said
+    assert "These are not used: params/vae." in said
+    state = train_denoiser.with_adopted(shapes, filled)
+    tensors = toy_cap4d.checkpoint()
+    for name, layer in (("time_embed.0", "time1"), ("cond_linear", "maps_in")):
+        wanted = tensors[f"model.diffusion_model.{name}.weight"].T
+        for params in (state.params, state.average):
+            np.testing.assert_array_equal(params["unet"][layer]["kernel"], wanted)
+    assert jax.tree.structure(state) == jax.tree.structure(shapes)
+    # A step gives the buffers of both away.
+    pairs = zip(
+        *(jax.tree.leaves(x) for x in (state.params, state.average)), strict=True
+    )
+    assert not any(np.shares_memory(*pair) for pair in pairs)
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_converted_checkpoint(converted, tmp_path):
+    """Its learning rate is so small that the weights stay what they were."""
+    workdir = tmp_path / "run"
+    ended = command(
+        "experiments.train_denoiser",
+        "--config=experiments/configs/cap4d.py:size=tiny",
+        "--config.optimizer.learning_rate=1e-12",
+        "--config.optimizer.warmup=0",
+        "--config.latents=4",
+        "--config.steps=1",
+        "--mesh=2x4x1",
+        "--config.batch=8",
+        f"--workdir={workdir}",
+        "--data=random",
+        f"--start={converted}",
+    )
+    assert "Step 1 of 1" in ended.stdout and "params/vae" in ended.stdout
+    found = checkpoint.Series(workdir / "checkpoints").restore(None)
+    wanted = toy_cap4d.checkpoint()["model.diffusion_model.time_embed.0.weight"].T
+    kernel = found.tree["params"]["unet"]["time1"]["kernel"]
+    np.testing.assert_allclose(kernel, wanted, atol=1e-6)
+
+
+def test_what_a_converted_checkpoint_does_not_know_is_named(converted, capsys):
+    """GeoDiff4D of that UNet: its reference net starts as the UNet does."""
+    config = geodiff4d.get_config("size=tiny")
+    for net in (config.model.unet, config.model.reference_net):
+        net.heads = toy_cap4d.network().heads
+    filled = train_denoiser.adopted_variables(config, str(converted))
+    said = capsys.readouterr().out.splitlines()
+    (random,) = (x for x in said if x.startswith("These stay as they are: "))
+    named = random.removeprefix("These stay as they are: ").rstrip(".").split(", ")
+    expected = ["batch_stats", "params/domain_label", "params/encoder"]
+    assert named[:3] == expected
+    assert all("params/unet/" in x and "_expression" in x for x in named[3:])
+    (padded,) = (x for x in said if x.startswith("These start at zero: "))
+    assert padded.count("conv_in/kernel: 3 of 7 inputs") == 2
+    params = filled["params"]
+    stem = params["reference_net"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(params["unet"]["conv_in"]["kernel"], stem)
+    assert isinstance(params["domain_label"]["embedding"], jax.ShapeDtypeStruct)
 
 
 def test_requirements_add_up(monkeypatch):

@@ -27,6 +27,13 @@ def saved(tmp_path, picture, name="photo.png", **options):
     return path
 
 
+def test_pngs_carry_what_is_said_of_them(tmp_path):
+    said = {"notice": "synthetic media", "consent": "self"}
+    images.write_png(tmp_path / "photo.png", gradient(), metadata=said)
+    with Image.open(tmp_path / "photo.png") as picture:
+        assert picture.text == said
+
+
 def test_png_round_trip_keeps_every_value(tmp_path):
     images.write_png(tmp_path / "photo.png", gradient())
     photo = images.read_image(tmp_path / "photo.png")

@@ -1,11 +1,32 @@
-"""Random checkpoints that any program can draw again from names and shapes alone."""
+"""Checkpoints of names and shapes alone: random ones, and released ones of zeros."""
 
+import json
 import zlib
 
 import flax.traverse_util
 import numpy as np
 
-from geodiff_jax.models import weights
+from geodiff_jax.models import attention, names_unet, names_vae, pretrained, weights
+from tests.conftest import shared_data
+
+
+def layout_of(*files: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, dtype) of every tensor in released files."""
+    found = {}
+    for file in files:
+        stored = json.loads(shared_data(f"weight_layouts/{file}.json").read_text())
+        found |= {name: (tuple(x["shape"]), x["dtype"]) for name, x in stored.items()}
+    return found
+
+
+def released(*files: str) -> dict[str, np.ndarray]:
+    """Tensors of full size that take no memory: zeros, but for positions in time."""
+    return {
+        name: attention.frame_positions(*shape[1:])[None]
+        if name.endswith(".pe")
+        else np.broadcast_to(np.zeros((), dtype), shape)
+        for name, (shape, dtype) in layout_of(*files).items()
+    }
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -25,4 +46,18 @@ def checkpoint(table: weights.Table, variables: dict) -> dict[str, np.ndarray]:
     for name, entry in table.items():
         shape = flat[entry.path].shape
         tensors[name] = draw(name, tuple(shape[i] for i in orders[entry.layout]))
+    return tensors
+
+
+def cap4d(parts: dict[str, tuple]) -> dict[str, np.ndarray]:
+    """CAP4D's checkpoint of other sizes; `parts` are modules and their variables."""
+    tensors = {}
+    for part, (module, variables) in parts.items():
+        table = (
+            names_unet.compvis_table(module)
+            if part == "unet"
+            else names_vae.vae_table(module, names_vae.COMPVIS)
+        )
+        table = weights.scoped(table, name=pretrained.CAP4D_PARTS[part])
+        tensors |= checkpoint(table, variables)
     return tensors

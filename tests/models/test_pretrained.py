@@ -1,7 +1,6 @@
 """Everyone's weights: numbers of their own modules, and files that must fit."""
 
 import functools
-import json
 import math
 import pathlib
 
@@ -11,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from geodiff_jax import synthesis
+from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import (
     attention,
+    denoiser,
     expression_encoder,
     names_unet,
     pretrained,
@@ -20,6 +22,7 @@ from geodiff_jax.models import (
     vae,
     weights,
 )
+from geodiff_jax.render import conditioning
 from tests.conftest import shared_data
 from tests.models import named_tensors
 
@@ -239,17 +242,6 @@ def test_tiny_unets_agree_with_diffusers(layout, heads, sizes):
     np.testing.assert_allclose(found[:, 0, 0, 0], out, atol=2e-5)
 
 
-def zeros_in(*layouts: str) -> dict[str, np.ndarray]:
-    """Tensors of full size that take no memory."""
-    found = {}
-    for layout in layouts:
-        path = shared_data(f"weight_layouts/{layout}.json")
-        for name, tensor in json.loads(path.read_text()).items():
-            zero = np.zeros((), tensor["dtype"])
-            found[name] = np.broadcast_to(zero, tensor["shape"])
-    return found
-
-
 @pytest.mark.parametrize(
     ("layout", "files", "heads"),
     [
@@ -269,11 +261,7 @@ def zeros_in(*layouts: str) -> dict[str, np.ndarray]:
     ],
 )
 def test_released_unets_fill_the_full_size(layout, files, heads):
-    tensors = zeros_in(*files)
-    tensors = {  # Zeros are no positions.
-        name: attention.frame_positions(*x.shape[1:])[None] if ".pe" in name else x
-        for name, x in tensors.items()
-    }
+    tensors = named_tensors.released(*files)
     made = pretrained.plan(layout, tensors)
     assert made.module.heads == heads
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(made.template))
@@ -283,7 +271,7 @@ def test_released_unets_fill_the_full_size(layout, files, heads):
 
 
 def test_released_mmdm_fills_the_full_size_and_nothing_else_is_let_pass():
-    tensors = zeros_in("cap4d_mmdm_100k")
+    tensors = named_tensors.released("cap4d_mmdm_100k")
     plans = pretrained.cap4d_plans(tensors)
     for made, own in plans.values():
         made.load(own)
@@ -298,8 +286,92 @@ def test_released_mmdm_fills_the_full_size_and_nothing_else_is_let_pass():
         pretrained.cap4d_plans({"logvar": tensors["logvar"]})
 
 
+BLOCK = "transformer_blocks.0.attn1"
+SQUARE = {
+    ("unet", "time_embed.2"): "time2",
+    ("unet", "middle_block.1.proj_in"): "middle_attention0/proj_in",
+    ("unet", f"input_blocks.4.1.{BLOCK}.to_q"): "down1_attention0/block/along/to_q",
+    ("unet", f"input_blocks.4.1.{BLOCK}.to_k"): "down1_attention0/block/along/to_k",
+    ("unet", f"output_blocks.11.1.{BLOCK}.to_v"): "up0_attention2/block/along/to_v",
+    (
+        "unet",
+        f"output_blocks.3.1.{BLOCK}.to_out.0",
+    ): "up2_attention0/block/along/to_out",
+    ("unet", "output_blocks.5.2.conv"): "up2_upsample/conv",
+    ("vae", "encoder.mid.attn_1.q"): "encoder/middle/attention/to_q",
+    ("vae", "decoder.up.0.block.2.conv2"): "decoder/up0_2/conv2",
+}
+"""Kernels of CAP4D's checkpoint whose shapes do not tell a transpose, and ours."""
+
+
+@pytest.mark.slow
+def test_the_full_mmdm_is_loaded_in_place_and_generates_views():
+    """Random tensors of the released names and sizes: 2 steps over 2 groups of views.
+
+    A minute, and 8 GB.
+    """
+    layout = named_tensors.layout_of("cap4d_mmdm_100k")
+    tensors = named_tensors.released("cap4d_mmdm_100k") | {
+        name: named_tensors.draw(name, shape)
+        for name, (shape, dtype) in layout.items()
+        if dtype == "float32"
+    }
+    modules, variables = pretrained.build("cap4d_mmdm_100k", tensors)
+    for (part, name), path in SQUARE.items():
+        tensor = tensors[f"{pretrained.CAP4D_PARTS[part]}{name}.weight"]
+        flat = flax.traverse_util.flatten_dict(variables[part]["params"], sep="/")
+        found = flat[f"{path.replace('along/', 'along/attention/')}/kernel"]
+        assert tensor.shape[0] == tensor.shape[1], name
+        turned = tensor.transpose(*range(2, tensor.ndim), 1, 0)
+        np.testing.assert_array_equal(found, turned.reshape(found.shape), name)
+    del tensors  # As large as the variables.
+    views = generate(modules["unet"], variables["unet"]["params"], references=2)
+    assert np.isfinite(views).all() and 0.1 < np.std(views) < 10.0
+    # Each view has maps of its own, which reach it.
+    assert np.std(views, axis=1).min() > 1e-3
+
+
+def generate(module: unet.UNet, params: dict, *, references: int) -> np.ndarray:
+    """Latents of two groups of views, 8 x 8, in two steps."""
+    keys = iter(jax.random.split(jax.random.key(0), 12))
+
+    def maps(views: int) -> conditioning.Conditioning:
+        widths = {"position_code": 42, "expression_offset": 3, "rays": 3}
+        widths |= {"reference_mask": 1, "crop_mask": 1}
+        return conditioning.Conditioning(
+            **{
+                name: jax.random.normal(next(keys), (1, views, 1, 8, 8, width))
+                for name, width in widths.items()
+            }
+        )
+
+    network = denoiser.Denoiser(module, conditioning.LAYOUTS["cap4d"])
+    sampler = synthesis.ViewSampler(steps=2, references=references)
+    targets = 2 * (sampler.views - references)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def sample(params, held, own, others):
+        return synthesis.views(
+            jax.random.key(1),
+            functools.partial(network.apply, {"params": {"unet": params}}),
+            schedules.make(
+                zero_terminal=True, largest_beta=0.99, num_views=8, ends_clean=False
+            ),
+            held,
+            own,
+            others,
+            layout=network.layout,
+            sampler=sampler,
+        )
+
+    held = jax.random.normal(next(keys), (1, references, 8, 8, 4))
+    views = np.asarray(sample(params, held, maps(references), maps(targets)))
+    assert views.shape == (1, targets, 8, 8, 4)
+    return views
+
+
 def test_released_motion_encoder_fills_the_full_size():
-    tensors = zeros_in("xnemo_motion_encoder")
+    tensors = named_tensors.released("xnemo_motion_encoder")
     made = pretrained.plan("xnemo_motion_encoder", tensors)
     assert made.module == expression_encoder.ExpressionEncoder()
     made.load(tensors)
@@ -421,3 +493,54 @@ def test_initialising_a_part_that_is_not_there_is_refused():
     _, tensors = tiny()
     with pytest.raises(ValueError, match="submodule 'unet' for sd15_unet"):
         pretrained.initialise({"params": {}}, {"unet": ("sd15_unet", tensors)})
+
+
+def test_converted_weights_enter_as_their_checkpoint_does():
+    """Into more channels and modules too; parts that the model lacks are unused."""
+    small, tensors = tiny()
+    larger = small.clone(cross_attention=False, temporal_modules=True)
+    network = denoiser.Denoiser(unet=larger)
+    shapes = weights.template(larger, jnp.zeros((1, 1, 1, 1, 8, 8, 7)), jnp.zeros(()))
+    variables = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes)
+    model = {"params": {"unet": variables["params"]}}
+    converted = {
+        "unet": (small, pretrained.plan("sd15_unet", tensors).load(tensors)),
+        "vae": (vae.AutoencoderKL(), {"params": {"quant": {"bias": np.zeros(8)}}}),
+    }
+    adopted, report = pretrained.adopt(network, model, converted)
+    wanted, other = pretrained.initialise(model, {"unet": ("sd15_unet", tensors)})
+    jax.tree.map(np.testing.assert_array_equal, adopted, wanted)
+    assert (report.random, report.padded) == (other.random, other.padded)
+    assert report.random and report.padded
+    assert "params/vae/quant/bias" in report.unused
+    for part, names in (("unet", ("across", "norm2")), ("vae", ("quant",))):
+        unused = [x for x in report.unused if x.startswith(f"params/{part}/")]
+        assert all(any(name in x for name in names) for x in unused)
+
+
+def test_converted_weights_of_another_network_are_refused():
+    small, tensors = tiny()
+    own = pretrained.plan("sd15_unet", tensors).load(tensors)
+    model = {"params": {"unet": own["params"]}}
+    network = denoiser.Denoiser(unet=small)
+    for parts, complaint in (
+        (
+            {"unet": (small.clone(heads=(2, 2)), own)},
+            r"heads \(8, 8\), got .* \(2, 2\)",
+        ),
+        ({"vae": (vae.AutoencoderKL(), own)}, "submodules, got vae"),
+        (
+            {"unet": (small, {"params": {"conv_in": {"bias": np.zeros(3)}}})},
+            r"params/unet/conv_in/bias: \[3\], not \[32\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            pretrained.adopt(network, model, parts)
+    modules = {"cross_attention": False, "expression_modules": True}
+    other = small.clone(**modules, module_heads=2)
+    with pytest.raises(ValueError, match="module_heads 8, got"):
+        pretrained.adopt(
+            denoiser.Denoiser(unet=small.clone(**modules)),
+            model,
+            {"unet": (other, own)},
+        )

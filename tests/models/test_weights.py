@@ -113,3 +113,21 @@ def test_scopes_nest_in_names_and_behind_collections():
         "part.n.weight": weights.Entry(("params", "b", "a", "scale")),
         "part.n.bias": weights.Entry(("params", "b", "a", "bias")),
     }
+
+
+def test_branches_cover_their_names_and_nothing_else():
+    names = ("params/a/x", "params/a/y", "params/b/c/x", "params/d")
+    others = ("params/b/c/y", "params/e/x")
+    assert weights.branches(names, others) == ("params/a", "params/b/c/x", "params/d")
+    assert weights.branches(names, ()) == ("params",)
+    assert weights.branches((), others) == ()
+
+
+def test_a_summary_names_what_was_not_filled():
+    filled = {"params": {"a": {"x": 0, "y": 1}, "b": {"x": 2}}}
+    report = weights.Report(random=("params/b/x",), unused=("params/c/x", "params/c/y"))
+    assert weights.summary(report, filled, name="file") == [
+        "2 of 3 arrays are those of file.",
+        "These stay as they are: params/b.",
+        "These are not used: params/c.",
+    ]

@@ -45,6 +45,18 @@ def test_vertex_textures_and_drawn_faces_are_cap4ds(golden):
     np.testing.assert_array_equal(found, golden["mesh_face_mask"])
 
 
+def test_vertex_textures_are_cap4ds_whatever_fills_the_mouth(golden):
+    """Of a template with other vertices behind those that both have."""
+    count = len(golden["mesh_verts"]) - int(golden["mesh_n_mouth_verts"])
+    theirs = golden["mesh_verts"][:count].astype(np.float32)
+    mouth = theirs[:7] + np.float32([0.0, -0.03, 0.05])
+    template = jnp.asarray(np.concatenate([theirs, mouth]))
+    texture = maps.positions_like(template, golden["mesh_props"][:count])
+    np.testing.assert_allclose(texture[:count], golden["mesh_props"][:count], atol=1e-5)
+    alone = maps.template_positions(template)[:count]
+    assert np.abs(alone - golden["mesh_props"][:count]).max() > 1e-2
+
+
 @pytest.fixture(scope="module")
 def cap4d_golden(golden) -> conditioning.Conditioning:
     """Our conditioning of the six golden frames, from their drawn textures."""

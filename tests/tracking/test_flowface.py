@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -214,3 +215,55 @@ def test_short_and_long_sequences(tmp_path, arrays, frames):
     found = flowface.read(write(tmp_path, arrays | long))
     assert found.num_frames == frames
     assert isinstance(found.cameras, cameras.Camera)
+
+
+def test_writing_inverts_reading(tmp_path, arrays):
+    arrays |= {"neck_rot": arrays["eye_rot"] / 2, "jaw_rot": arrays["eye_rot"] / 3}
+    (tmp_path / "given").mkdir()
+    track = flowface.read(write(tmp_path / "given", arrays))
+    flowface.write(tmp_path / "made", track, camera_names=["left", "right"])
+    found = flowface.read(tmp_path / "made")
+    assert jax.tree.structure(found) == jax.tree.structure(track)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, track)
+    with np.load(tmp_path / "made" / "fit.npz") as stored:
+        assert list(stored["camera_order"]) == ["left", "right"]
+        np.testing.assert_allclose(stored["rot"], arrays["rot"], atol=1e-6)
+
+
+def test_what_a_fit_has_no_room_for_is_refused(tmp_path, arrays):
+    track = flowface.read(write(tmp_path, arrays))
+    params = track.params
+    for other, said in (
+        (track.replace(head_version="flame2020"), "the head flame2023_no_jaw"),
+        ({"eyelids": params.eyelids + 0.1}, "eyelids at rest"),
+        ({"identity": params.identity.at[0].add(1.0)}, "one identity"),
+        ({"eyes": params.eyes.at[:, 0].add(1.0)}, "both eyes turned alike"),
+    ):
+        if isinstance(other, dict):
+            other = track.replace(params=params.replace(**other))
+        with pytest.raises(ValueError, match=f"Expected {said}"):
+            flowface.write(tmp_path / "out", other, camera_names=["a", "b"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_references_are_found_beside_their_mattes(tmp_path, arrays):
+    names = {"camera_order": np.array(["right", "left"])}
+    track = flowface.read(write(tmp_path, arrays | names))
+    for name in ("images/left/a.png", "images/left/b.png", "bg/left/0001.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listed = tmp_path / "reference_images.json"
+    listed.write_text('[["left", 1], ["left", 0]]')
+    left = tmp_path / "images" / "left"
+    assert flowface.find_references(tmp_path, track) == (
+        flowface.Reference(1, 1, left / "b.png", tmp_path / "bg/left/0001.png"),
+        flowface.Reference(1, 0, left / "a.png", None),
+    )
+    for entry, error, said in (
+        ('["top", 0]', ValueError, "got top, 0"),
+        (f'["left", {FRAMES}]', ValueError, f"got left, {FRAMES}"),
+        ('["left", 2]', FileNotFoundError, "no picture of frame 2"),
+    ):
+        listed.write_text(f"[{entry}]")
+        with pytest.raises(error, match=said):
+            flowface.find_references(tmp_path, track)
