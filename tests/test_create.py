@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import skimage.data
 
+from experiments.benchmarks import turned_truth
 from geodiff_jax import create
-from geodiff_jax.appearance import lighting, studio
-from geodiff_jax.appearance import look as appearance
 from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar import preview
-from geodiff_jax.geometry import camera as cameras
-from geodiff_jax.head import model as head_model
 from geodiff_jax.head import procedural
 from geodiff_jax.io import images
 from geodiff_jax.metrics import image as image_metrics
@@ -59,32 +56,14 @@ YAWS = (-35.0, 35.0)
 @functools.cache
 def turned_figures(seed: int) -> dict[float, tuple[float, float]]:
     """{yaw: (PSNR, IoU)} of an avatar from a frontal photo, against the truth."""
-    head = procedural.load()
-    shape, skin, light = jax.random.split(jax.random.key(seed), 3)
-    params = head_model.neutral(head).replace(
-        identity=procedural.sample_identity(shape, head),
-        rotation=jnp.array([jnp.pi, 0.0, 0.0]),
-        translation=jnp.array([0.0, 0.03, 1.1]),
-    )
-    person = appearance.sample_look(skin)
-    lamps = lighting.sample_lighting(light)
-    camera = cameras.pinhole(focal=2 * 512.0, width=512, height=512)
-
-    def photograph(lens):
-        return studio.photograph(head, params, person, lamps, lens, background=1.0)
-
-    image, alpha = (np.asarray(x) for x in photograph(camera))
-    # A file's colours are straight: the white behind them taken off again.
-    opacity = np.maximum(alpha, 1e-3)[..., None]
-    straight = np.clip((image - (1.0 - opacity)) / opacity, 0.0, 1.0)
-    pixels = np.concatenate([straight, alpha[..., None]], axis=-1)
-    photo = images.photo_from_array(pixels, focal_pixels=1024.0)
-    tracked = create.track(photo)
+    subject = turned_truth.sample_subject(jax.random.key(seed), procedural.load())
+    head, params = subject.head, subject.params
+    tracked = create.track(subject.photo)
     avatar = create.build(tracked)
     result = {}
     for yaw in YAWS:
-        side = preview.turned(camera, params, float(np.radians(yaw)))
-        truth, matte = (np.asarray(x) for x in photograph(side))
+        side = preview.turned(subject.camera, params, float(np.radians(yaw)))
+        truth, matte = (np.asarray(x) for x in subject.take(side))
         # One photo leaves the world's scale open: each turns about its own head.
         own = preview.turned(tracked.fit.camera, avatar.params, float(np.radians(yaw)))
         view = jax.jit(avatar_model.render)(avatar, avatar.params, own)
