@@ -27,14 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
-from jaxtyping import Array, Key
 
 from experiments import launch, paper_size, random_batches, recorded_batches
 from experiments.configs import generator
 from geodiff_jax import checkpoint, reporting, sharding
 from geodiff_jax.io import atomic
 from geodiff_jax.models import pretrained, weight_files, weights
-from geodiff_jax.training import denoising, loop
+from geodiff_jax.training import loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 
@@ -156,21 +155,9 @@ def batches_of(
 
 def step_of(config: generator.Config, placed: Any, mesh: sharding.Mesh) -> loop.Step:
     """One step of a config's training, jitted."""
-    settings = generator.optimizer_settings(config)
-    train_step = functools.partial(
-        denoising.train_step,
-        apply=generator.network(config).apply,
-        schedule=generator.schedule(config),
-        optimizer=optimizers.make(settings),
-        objective=generator.objective(config),
-        average=settings.average,
-        accumulate=settings.accumulate,
-        # With all else at rest, the encoder's statistics rest too.
-        train=not config.trained,
-    )
     return loop.make_step(
-        train_step,
-        learning_rate=optimizers.learning_rate(settings),
+        generator.train_step(config),
+        learning_rate=optimizers.learning_rate(generator.optimizer_settings(config)),
         placed=placed,
         mesh=mesh,
     )
@@ -182,18 +169,12 @@ def work_of(config: generator.Config) -> loop.Work:
     return loop.Work(images=images, forward_flops=paper_size.forward_flops(config))
 
 
-def fresh_state(key: Key[Array, ""], config: generator.Config) -> states.TrainState:
-    """The state before the first step, of random weights."""
-    own, run_key = jax.random.split(key)
-    variables = generator.variables(own, config)
-    optimizer = optimizers.make(generator.optimizer_settings(config))
-    return states.initial_state(run_key, variables, optimizer, trained=config.trained)
-
-
 def abstract_state(config: generator.Config, mesh: sharding.Mesh) -> Any:
     """The state's ShapeDtypeStructs, with their shardings; nothing is allocated."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(functools.partial(fresh_state, config=config), key)
+    shapes = jax.eval_shape(
+        functools.partial(generator.fresh_state, config=config), key
+    )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
@@ -218,7 +199,9 @@ def first_state(
     if config.stage == 1 and start is not None and not converted:
         raise ValueError(f"Expected no --start but *{CONVERTED} for stage 1.")
     adopted = adopted_variables(config, start) if start and converted else None
-    make = jax.jit(functools.partial(fresh_state, config=config), out_shardings=placed)
+    make = jax.jit(
+        functools.partial(generator.fresh_state, config=config), out_shardings=placed
+    )
     state = make(jax.random.key(config.seed))
     if start is None:
         return state
@@ -245,7 +228,9 @@ def adopted_variables(config: generator.Config, path: str) -> dict[str, Any]:
     if network.reference_net is not None and "unet" in parts:
         parts.setdefault("reference_net", parts["unet"])
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(functools.partial(fresh_state, config=config), key)
+    shapes = jax.eval_shape(
+        functools.partial(generator.fresh_state, config=config), key
+    )
     own = states.variables_of(shapes)
     filled, report = pretrained.adopt(network, own, parts)
     if jax.process_index() == 0:

@@ -1,7 +1,6 @@
 """Configs at the papers' sizes are the networks whose weights are handed out."""
 
 import flax.traverse_util
-import jax
 import numpy as np
 import pytest
 
@@ -48,8 +47,7 @@ def test_geodiff4d_is_what_x_nemos_checkpoints_fit():
 def random_after(argument, sources):
     """(what stays random, what starts at zero) of the paper's GeoDiff4D."""
     config = geodiff4d.get_config(f"size=paper,{argument}")
-    key = jax.random.key(0)
-    state = jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    state = generator.state_shapes(config)
     variables = states.variables_of(state)
     filled, report = pretrained.initialise(variables, sources)
     every = flax.traverse_util.flatten_dict(filled, sep="/").keys()

@@ -148,8 +148,7 @@ def paper_state():
     """Of both stages in one: everything learns, temporal modules included."""
     config = geodiff4d.get_config("stage=2,size=paper")
     config.trained = ""
-    key = jax.random.key(0)
-    return jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    return generator.state_shapes(config)
 
 
 @pytest.mark.parametrize("shape", [(32, 8, 1), (1, 64, 1), (4, 8, 8)])
@@ -178,9 +177,8 @@ def test_rules_know_every_parameter(paper):
 
 @functools.cache
 def tiny_state(paper, argument):
-    key = jax.random.key(0)
     config = SETTINGS[paper][0].get_config(argument)
-    return jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    return generator.state_shapes(config)
 
 
 # Who is trained when: papers, parts of parameters' paths, and stages that train them.
@@ -298,8 +296,7 @@ def converted(tmp_path_factory):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_converted_checkpoint_fits_its_config_wholly(converted, capsys, stage):
     config = cap4d.get_config(f"stage={stage},size=tiny")
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    shapes = generator.state_shapes(config)
     filled = train_denoiser.adopted_variables(config, str(converted))
     said = capsys.readouterr().out
     assert "stay" not in said and "zero" not in said
