@@ -32,7 +32,7 @@ from experiments import launch, paper_size, random_batches, recorded_batches
 from experiments.configs import generator
 from geodiff_jax import checkpoint, reporting, sharding
 from geodiff_jax.io import atomic
-from geodiff_jax.models import pretrained, weight_files, weights
+from geodiff_jax.models import adoption, weight_files, weights
 from geodiff_jax.training import loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
@@ -232,7 +232,7 @@ def adopted_variables(config: generator.Config, path: str) -> dict[str, Any]:
         functools.partial(generator.fresh_state, config=config), key
     )
     own = states.variables_of(shapes)
-    filled, report = pretrained.adopt(network, own, parts)
+    filled, report = adoption.adopt(network, own, parts)
     if jax.process_index() == 0:
         for line in weights.summary(report, own, name=path):
             print(line)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.configs import cap4d, generator, geodiff4d
-from geodiff_jax.models import pretrained, weights
+from geodiff_jax.models import adoption, pretrained, weights
 from geodiff_jax.training import state as states
 from tests.experiments import launch
 from tests.models import named_tensors
@@ -49,7 +49,7 @@ def random_after(argument, sources):
     config = geodiff4d.get_config(f"size=paper,{argument}")
     state = generator.state_shapes(config)
     variables = states.variables_of(state)
-    filled, report = pretrained.initialise(variables, sources)
+    filled, report = adoption.initialise(variables, sources)
     every = flax.traverse_util.flatten_dict(filled, sep="/").keys()
     return weights.branches(report.random, every - set(report.random)), report.padded
 
