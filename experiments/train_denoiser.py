@@ -11,15 +11,13 @@ right shapes, to time steps.
 
 `--dry_run --mesh=256x8x1` says what the mesh would hold and compute, without it.
 
-Leaves in the workdir: run.json (config, versions, revision), log.jsonl and TensorBoard
-events, checkpoints/. SIGTERM saves and ends with exit status 0.
+What it leaves in the workdir is told in `training_run`.
 """
 
 import functools
-import json
 import math
 import pathlib
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
@@ -29,62 +27,43 @@ import numpy as np
 from absl import flags, logging
 from jaxtyping import Array, Key
 
-from experiments import launch, paper_size, random_batches, recorded_batches
+from experiments import (
+    launch,
+    paper_size,
+    random_batches,
+    recorded_batches,
+    training_run,
+)
 from experiments.configs import generator
-from geodiff_jax import checkpoint, reporting, sharding
-from geodiff_jax.io import atomic
+from geodiff_jax import checkpoint, sharding
 from geodiff_jax.models import pretrained, weight_files, weights
 from geodiff_jax.training import denoising, loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 
-_DATA = flags.DEFINE_list(
-    "data", None, "Folders of prepared datasets with cached latents, or random."
-)
-_DATA_WORKERS = flags.DEFINE_integer("data_workers", 0, "Processes that read them.")
 _START = flags.DEFINE_string(
     "start", None, "Workdir of the stage before, or a file of convert_weights."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Says what it would take, and ends.")
 CONVERTED = ".safetensors"
-_LOG_EVERY = flags.DEFINE_integer("log_every", 50, "Steps.", lower_bound=1)
-_SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
     """From flags to a trained state on disk."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    config = launch.CONFIG.value
-    if config is None:
-        raise ValueError("Expected --config=experiments/configs/FILE.py, got none.")
+    config = training_run.given_config()
     if _DRY_RUN.value:
         shape = launch.mesh_shape(launch.MESH.value or "1x1x1")
         for name, value in requirements(config, sharding.abstract_mesh(shape)).items():
             print(f"{name:<30}{value}")
         return
-    workdir, data = launch.WORKDIR.value, _DATA.value
-    if not workdir or not data:
-        raise ValueError("Expected --workdir=DIR and --data=FOLDER,..., got not both.")
-    launch.join_processes()
-    mesh = launch.mesh_of_all_devices(launch.MESH.value)
-    plan = loop.Plan(
-        steps=config.steps, log_every=_LOG_EVERY.value, save_every=_SAVE_EVERY.value
-    )
-    try:
-        state = train(
-            config,
-            workdir,
-            batches=batches_of(config, data, workers=_DATA_WORKERS.value),
-            plan=plan,
-            mesh=mesh,
-            start=_START.value,
-        )
-    except FloatingPointError as error:
-        print(f"train_denoiser: {error}", file=sys.stderr)
-        sys.exit(1)
-    if jax.process_index() == 0:
-        print(f"Step {int(state.step)} of {plan.steps} is in {workdir}.")
+
+    def train_on(workdir: str, data: list[str], **options: Any) -> states.TrainState:
+        batches = batches_of(config, data, workers=training_run.DATA_WORKERS.value)
+        return train(config, workdir, batches=batches, start=_START.value, **options)
+
+    training_run.command(config, train_on)
 
 
 def train(
@@ -100,50 +79,28 @@ def train(
 
     Raises ValueError for what does not fit together, before anything is compiled.
     """
-    accumulated = config.optimizer.accumulate
-    sharding.check_batch(config.batch, mesh, accumulated=accumulated)
-    folder = pathlib.Path(workdir)
     template = abstract_state(config, mesh)
     placed = jax.tree.map(lambda x: x.sharding, template)
-    work = work_of(config)
-    series = checkpoint.Series(folder / "checkpoints")
-    log = None
-    try:
-        with jax.set_mesh(mesh):
-            state = loop.resume(series, template, batches)
-            if state is None:
-                state = first_state(config, placed, start=start)
-            if jax.process_index() == 0:
-                record = reporting.manifest(config=config.to_dict())
-                atomic.write_text(folder / "run.json", json.dumps(record, indent=1))
-                log = reporting.Log(folder, tensorboard=True, after=int(state.step))
-            return loop.run(
-                step_of(config, placed, mesh),
-                state,
-                batches,
-                plan=plan,
-                work=work,
-                mesh=mesh,
-                log=log,
-                series=series,
-                metadata={"config": config.to_dict()},
-            )
-    finally:
-        series.close()
-        if log is not None:
-            log.close()
+    settings = generator.optimizer_settings(config)
+    return training_run.train(
+        config,
+        workdir,
+        template=template,
+        first=functools.partial(first_state, config, placed, start=start),
+        step=step_of(config),
+        rate=optimizers.learning_rate(settings),
+        batches=batches,
+        plan=plan,
+        work=work_of(config),
+        mesh=mesh,
+    )
 
 
 def batches_of(
     config: generator.Config, data: list[str], *, workers: int = 0
 ) -> loop.Batches:
     """This process' rows of batches of datasets, or of noise for `["random"]`."""
-    own: Any = {"process": jax.process_index(), "processes": jax.process_count()}
-    if config.batch % jax.process_count():
-        raise ValueError(
-            f"Expected a batch that {jax.process_count()} processes divide, got "
-            f"{config.batch}."
-        )
+    own: Any = training_run.own_rows(config.batch)
     if data != ["random"]:
         return recorded_batches.RecordedBatches(config, data, workers=workers, **own)
     return random_batches.RandomBatches(
@@ -154,10 +111,12 @@ def batches_of(
     )
 
 
-def step_of(config: generator.Config, placed: Any, mesh: sharding.Mesh) -> loop.Step:
-    """One step of a config's training, jitted."""
+def step_of(
+    config: generator.Config,
+) -> Callable[..., tuple[states.TrainState, loop.Figures]]:
+    """One step of a config's training, for `loop.make_step`."""
     settings = generator.optimizer_settings(config)
-    train_step = functools.partial(
+    return functools.partial(
         denoising.train_step,
         apply=generator.network(config).apply,
         schedule=generator.schedule(config),
@@ -167,12 +126,6 @@ def step_of(config: generator.Config, placed: Any, mesh: sharding.Mesh) -> loop.
         accumulate=settings.accumulate,
         # With all else at rest, the encoder's statistics rest too.
         train=not config.trained,
-    )
-    return loop.make_step(
-        train_step,
-        learning_rate=optimizers.learning_rate(settings),
-        placed=placed,
-        mesh=mesh,
     )
 
 
@@ -192,12 +145,8 @@ def fresh_state(key: Key[Array, ""], config: generator.Config) -> states.TrainSt
 
 def abstract_state(config: generator.Config, mesh: sharding.Mesh) -> Any:
     """The state's ShapeDtypeStructs, with their shardings; nothing is allocated."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(functools.partial(fresh_state, config=config), key)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        sharding.shardings(shapes, states.RULES, mesh),
+    return training_run.abstract_state(
+        functools.partial(fresh_state, config=config), mesh
     )
 
 
@@ -218,8 +167,8 @@ def first_state(
     if config.stage == 1 and start is not None and not converted:
         raise ValueError(f"Expected no --start but *{CONVERTED} for stage 1.")
     adopted = adopted_variables(config, start) if start and converted else None
-    make = jax.jit(functools.partial(fresh_state, config=config), out_shardings=placed)
-    state = make(jax.random.key(config.seed))
+    make = functools.partial(fresh_state, config=config)
+    state = training_run.made(make, placed, seed=config.seed)
     if start is None:
         return state
     if adopted is not None:
