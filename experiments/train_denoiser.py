@@ -11,15 +11,12 @@ right shapes, to time steps.
 
 `--dry_run --mesh=256x8x1` says what the mesh would hold and compute, without it.
 
-Leaves in the workdir: run.json (config, versions, revision), log.jsonl and TensorBoard
-events, checkpoints/. SIGTERM saves and ends with exit status 0.
+What it leaves in the workdir is told in `training_run`.
 """
 
 import functools
-import json
 import math
 import pathlib
-import sys
 from typing import Any
 
 import flax.traverse_util
@@ -28,62 +25,43 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from experiments import launch, paper_size, random_batches, recorded_batches
+from experiments import (
+    launch,
+    paper_size,
+    random_batches,
+    recorded_batches,
+    training_run,
+)
 from experiments.configs import generator
-from geodiff_jax import checkpoint, reporting, sharding
-from geodiff_jax.io import atomic
+from geodiff_jax import checkpoint, sharding
 from geodiff_jax.models import adoption, weight_files, weights
 from geodiff_jax.training import loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 
-_DATA = flags.DEFINE_list(
-    "data", None, "Folders of prepared datasets with cached latents, or random."
-)
-_DATA_WORKERS = flags.DEFINE_integer("data_workers", 0, "Processes that read them.")
 _START = flags.DEFINE_string(
     "start", None, "Workdir of the stage before, or a file of convert_weights."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Says what it would take, and ends.")
 CONVERTED = ".safetensors"
-_LOG_EVERY = flags.DEFINE_integer("log_every", 50, "Steps.", lower_bound=1)
-_SAVE_EVERY = flags.DEFINE_integer("save_every", 1000, "Steps.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
     """From flags to a trained state on disk."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    config = launch.CONFIG.value
-    if config is None:
-        raise ValueError("Expected --config=experiments/configs/FILE.py, got none.")
+    config = training_run.given_config()
     if _DRY_RUN.value:
         shape = launch.mesh_shape(launch.MESH.value or "1x1x1")
         for name, value in requirements(config, sharding.abstract_mesh(shape)).items():
             print(f"{name:<30}{value}")
         return
-    workdir, data = launch.WORKDIR.value, _DATA.value
-    if not workdir or not data:
-        raise ValueError("Expected --workdir=DIR and --data=FOLDER,..., got not both.")
-    launch.join_processes()
-    mesh = launch.mesh_of_all_devices(launch.MESH.value)
-    plan = loop.Plan(
-        steps=config.steps, log_every=_LOG_EVERY.value, save_every=_SAVE_EVERY.value
-    )
-    try:
-        state = train(
-            config,
-            workdir,
-            batches=batches_of(config, data, workers=_DATA_WORKERS.value),
-            plan=plan,
-            mesh=mesh,
-            start=_START.value,
-        )
-    except FloatingPointError as error:
-        print(f"train_denoiser: {error}", file=sys.stderr)
-        sys.exit(1)
-    if jax.process_index() == 0:
-        print(f"Step {int(state.step)} of {plan.steps} is in {workdir}.")
+
+    def train_on(workdir: str, data: list[str], **options: Any) -> states.TrainState:
+        batches = batches_of(config, data, workers=training_run.DATA_WORKERS.value)
+        return train(config, workdir, batches=batches, start=_START.value, **options)
+
+    training_run.command(config, train_on)
 
 
 def train(
@@ -99,50 +77,28 @@ def train(
 
     Raises ValueError for what does not fit together, before anything is compiled.
     """
-    accumulated = config.optimizer.accumulate
-    sharding.check_batch(config.batch, mesh, accumulated=accumulated)
-    folder = pathlib.Path(workdir)
     template = abstract_state(config, mesh)
     placed = jax.tree.map(lambda x: x.sharding, template)
-    work = work_of(config)
-    series = checkpoint.Series(folder / "checkpoints")
-    log = None
-    try:
-        with jax.set_mesh(mesh):
-            state = loop.resume(series, template, batches)
-            if state is None:
-                state = first_state(config, placed, start=start)
-            if jax.process_index() == 0:
-                record = reporting.manifest(config=config.to_dict())
-                atomic.write_text(folder / "run.json", json.dumps(record, indent=1))
-                log = reporting.Log(folder, tensorboard=True, after=int(state.step))
-            return loop.run(
-                step_of(config, placed, mesh),
-                state,
-                batches,
-                plan=plan,
-                work=work,
-                mesh=mesh,
-                log=log,
-                series=series,
-                metadata={"config": config.to_dict()},
-            )
-    finally:
-        series.close()
-        if log is not None:
-            log.close()
+    settings = generator.optimizer_settings(config)
+    return training_run.train(
+        config,
+        workdir,
+        template=template,
+        first=functools.partial(first_state, config, placed, start=start),
+        step=generator.train_step(config),
+        rate=optimizers.learning_rate(settings),
+        batches=batches,
+        plan=plan,
+        work=work_of(config),
+        mesh=mesh,
+    )
 
 
 def batches_of(
     config: generator.Config, data: list[str], *, workers: int = 0
 ) -> loop.Batches:
     """This process' rows of batches of datasets, or of noise for `["random"]`."""
-    own: Any = {"process": jax.process_index(), "processes": jax.process_count()}
-    if config.batch % jax.process_count():
-        raise ValueError(
-            f"Expected a batch that {jax.process_count()} processes divide, got "
-            f"{config.batch}."
-        )
+    own: Any = training_run.own_rows(config.batch)
     if data != ["random"]:
         return recorded_batches.RecordedBatches(config, data, workers=workers, **own)
     return random_batches.RandomBatches(
@@ -150,16 +106,6 @@ def batches_of(
         references=config.get("references", 1),
         seed=config.seed,
         **own,
-    )
-
-
-def step_of(config: generator.Config, placed: Any, mesh: sharding.Mesh) -> loop.Step:
-    """One step of a config's training, jitted."""
-    return loop.make_step(
-        generator.train_step(config),
-        learning_rate=optimizers.learning_rate(generator.optimizer_settings(config)),
-        placed=placed,
-        mesh=mesh,
     )
 
 
@@ -171,14 +117,8 @@ def work_of(config: generator.Config) -> loop.Work:
 
 def abstract_state(config: generator.Config, mesh: sharding.Mesh) -> Any:
     """The state's ShapeDtypeStructs, with their shardings; nothing is allocated."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(
-        functools.partial(generator.fresh_state, config=config), key
-    )
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        sharding.shardings(shapes, states.RULES, mesh),
+    return training_run.abstract_state(
+        functools.partial(generator.fresh_state, config=config), mesh
     )
 
 
@@ -199,10 +139,8 @@ def first_state(
     if config.stage == 1 and start is not None and not converted:
         raise ValueError(f"Expected no --start but *{CONVERTED} for stage 1.")
     adopted = adopted_variables(config, start) if start and converted else None
-    make = jax.jit(
-        functools.partial(generator.fresh_state, config=config), out_shardings=placed
-    )
-    state = make(jax.random.key(config.seed))
+    make = functools.partial(generator.fresh_state, config=config)
+    state = training_run.made(make, placed, seed=config.seed)
     if start is None:
         return state
     if adopted is not None:
@@ -227,10 +165,7 @@ def adopted_variables(config: generator.Config, path: str) -> dict[str, Any]:
     network = generator.network(config)
     if network.reference_net is not None and "unet" in parts:
         parts.setdefault("reference_net", parts["unet"])
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(
-        functools.partial(generator.fresh_state, config=config), key
-    )
+    shapes = generator.state_shapes(config)
     own = states.variables_of(shapes)
     filled, report = adoption.adopt(network, own, parts)
     if jax.process_index() == 0:

@@ -6,7 +6,6 @@ the network (Learn2Control, Sec 3.2), so they are drawn in every step.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +22,8 @@ from geodiff_jax.diffusion import schedule as schedules
 from geodiff_jax.models import alignment, denoiser
 from geodiff_jax.render import splatted_features
 from geodiff_jax.render.conditioning import Conditioning
-from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
+from geodiff_jax.training import step
 
 Latents = denoiser.Latents
 Apply = Callable[..., Any]
@@ -180,86 +179,23 @@ def train_step(
     `accumulate` are those of `optimizer.Settings`; `train` is that of `loss`, false
     where the encoder rests.
     """
-    take = functools.partial(
-        _gradient,
-        apply=apply,
-        schedule=schedule,
-        objective=objective,
-        train=train,
-    )
-    if accumulate > 1:
-        take = functools.partial(_accumulated, take=take, parts=accumulate)
-    gradient, figures, statistics = take(key, state, batch)
-    norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(norm) & jnp.isfinite(figures["loss"])
-    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    decay = optimizers.average_decay(state.step, largest=average)
-    proposed = state.replace(
-        params=params,
-        average=optax.incremental_update(params, state.average, 1.0 - decay),
-        statistics=statistics,
-        optimizer=moments,
-    )
-    state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), proposed, state)
-    failing = jnp.where(finite, 0, state.failing + 1)
-    state = state.replace(
-        step=state.step + 1, skipped=state.skipped + ~finite, failing=failing
-    )
-    return state, figures | {"gradient_norm": norm}
 
-
-def _gradient(
-    key: Key[Array, ""],
-    state: states.TrainState,
-    batch: Batch,
-    *,
-    apply: Apply,
-    schedule: schedules.NoiseSchedule,
-    objective: Objective,
-    train: bool,
-) -> tuple[Any, dict[str, Array], Any]:
-    """(of what learns, figures, new statistics)."""
-
-    def value(params: Any) -> tuple[Array, tuple[dict, dict]]:
-        variables = states.variables_of(state.replace(params=params))
+    def of_batch(
+        key: Key[Array, ""], variables: dict[str, Any], batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], dict[str, Any]]]:
         return loss(
             key, apply, variables, schedule, batch, objective=objective, train=train
         )
 
-    gradient, (figures, statistics) = jax.grad(value, has_aux=True)(state.params)
-    return gradient, figures, statistics
-
-
-def _accumulated(
-    key: Key[Array, ""],
-    state: states.TrainState,
-    batch: Batch,
-    *,
-    take: Callable[..., tuple[Any, dict[str, Array], Any]],
-    parts: int,
-) -> tuple[Any, dict[str, Array], Any]:
-    """Means over parts of the batch, all of which weigh the same."""
-
-    # Every device keeps its items: part i has each i-th of them.
-    def deal(x: Array) -> Array:
-        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-
-    def add(carry: tuple, part: tuple[Array, Batch]) -> tuple[tuple, dict[str, Array]]:
-        total, statistics = carry
-        part_key, items = part
-        gradient, figures, statistics = take(
-            part_key, state.replace(statistics=statistics), items
-        )
-        return (jax.tree.map(jnp.add, total, gradient), statistics), figures
-
-    start = jax.tree.map(jnp.zeros_like, state.params), state.statistics
-    dealt = jax.random.split(key, parts), jax.tree.map(deal, batch)
-    (total, statistics), figures = jax.lax.scan(add, start, dealt)
-    # A part without such a time says nothing of it; a loss that is NaN says it all.
-    means = {n: jnp.nanmean(x) for n, x in figures.items()}
-    means["loss"] = jnp.mean(figures["loss"])
-    return jax.tree.map(lambda x: x / parts, total), means, statistics
+    return step.take(
+        key,
+        state,
+        batch,
+        loss=of_batch,
+        optimizer=optimizer,
+        average=average,
+        accumulate=accumulate,
+    )
 
 
 def _by_time(

@@ -26,6 +26,10 @@ Figures = dict[str, Array]
 Step = Callable[[states.TrainState, Any], tuple[states.TrainState, Figures, Figures]]
 """State and batch to the next state, what is averaged over steps, and what is not."""
 
+Look = Callable[[int, states.TrainState, reporting.Log | None], None]
+"""Step and state to whatever one wants to see of it; all processes call it together,
+and process 0 alone has a log."""
+
 RUN_AHEAD = 2
 """Steps that the host is ahead of the device, each of which holds a batch there."""
 
@@ -67,6 +71,7 @@ class Plan:
     steps: int
     log_every: int = 50
     save_every: int = 1000
+    look_every: int = 1000
     most_failing: int = 20
     """Steps in a row without a finite gradient after which there is no hope."""
 
@@ -149,11 +154,12 @@ def run(
     log: reporting.Log | None,
     series: checkpoint.Series,
     metadata: Mapping[str, Any] | None = None,
+    look: Look | None = None,
 ) -> states.TrainState:
     """The state after the plan's last step, or after SIGTERM; both are saved.
 
-    `log` is for process 0 alone. Raises FloatingPointError after too many steps without
-    a finite gradient.
+    `log` is for process 0 alone. `look` must leave the state as it is. Raises
+    FloatingPointError after too many steps without a finite gradient.
     """
     number = start = int(state.step)
     meter = _Meter(work, devices=mesh.size)
@@ -171,6 +177,11 @@ def run(
                 if log is not None:
                     log.scalars(number, values)
                 _check_finite(number, int(values["failing"]), plan.most_failing)
+            # Before the save: a run that goes on from there has been looked at.
+            done = number == plan.steps
+            if look is not None and (done or number % plan.look_every == 0):
+                with meter.stopped():
+                    look(number, state, log)
             if last or number % plan.save_every == 0:
                 series.save(number, state, metadata=metadata, own=batches.get_state())
             if last:
@@ -204,6 +215,14 @@ class _Meter:
         since = time.monotonic()
         yield
         self._waited += time.monotonic() - since
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Around what is no part of training."""
+        jax.block_until_ready(self._pending)
+        since = time.monotonic()
+        yield
+        self._since += time.monotonic() - since
 
     def add(self, figures: Figures, *, first: bool) -> None:
         """One step's; the first has compiled, so its time says nothing."""

@@ -17,6 +17,9 @@ class Settings:
     learning_rate: float = 1e-5
     warmup: int = 0
     """Steps in which the learning rate grows from zero."""
+    decay: int = 0
+    """Steps after them in which it falls to zero again along half a cosine
+    (Loshchilov and Hutter 2017); 0 keeps it."""
     weight_decay: float = 1e-2
     clip: float = 1.0
     """Largest norm of the whole gradient."""
@@ -42,12 +45,16 @@ def make(settings: Settings) -> optax.GradientTransformation:
 
 
 def learning_rate(settings: Settings) -> optax.Schedule:
-    """At every update: constant after the warm-up."""
-    if not settings.warmup:
-        return optax.constant_schedule(settings.learning_rate)
+    """At every update: it warms up, then stays, or falls for the rest of the run."""
+    peak, warmup = settings.learning_rate, settings.warmup
+    rest = optax.constant_schedule(peak)
+    if settings.decay:
+        rest = optax.cosine_decay_schedule(peak, settings.decay)
+    if not warmup:
+        return rest
     # The first update is not wasted on a rate of zero.
-    first = settings.learning_rate / (settings.warmup + 1)
-    return optax.linear_schedule(first, settings.learning_rate, settings.warmup)
+    growing = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([growing, rest], [warmup])
 
 
 def average_decay(step: Int[Array, ""], *, largest: float) -> Float[Array, ""]:

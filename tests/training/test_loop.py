@@ -87,6 +87,25 @@ def test_what_was_noted_after_the_last_save_is_noted_once(uninterrupted, tmp_pat
     assert curve(tmp_path) == curve(folder)
 
 
+def test_one_looks_at_every_so_many_steps_and_at_the_last(uninterrupted, tmp_path):
+    folder, state = uninterrupted
+    seen = []
+
+    def look(number, state, log):
+        seen.append(number)
+        assert number == state.step
+        log.scalars(number, {"held_out": number})
+
+    options = {"look_every": 4, "look": look}
+    toy.run(tmp_path, 6, **options)
+    assert_same(toy.run(tmp_path, 10, **options), state)
+    # The first run's last step, and from there on.
+    assert seen == [4, 6, 8, 10]
+    noted = [line for line in curve(tmp_path) if "held_out" in line]
+    assert [line["step"] for line in noted] == seen
+    assert [line for line in curve(tmp_path) if line not in noted] == curve(folder)
+
+
 class Terminating(toy.Batches):
     """Someone ends the process while it reads the sixth batch."""
 

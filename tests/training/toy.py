@@ -90,6 +90,8 @@ def run(
     log_every: int = 1,
     save_every: int = 4,
     most_failing: int = 20,
+    look_every: int = 1000,
+    look: loop.Look | None = None,
 ) -> states.TrainState:
     """Starts, or goes on where the folder's last run was."""
     batches = Batches() if batches is None else batches
@@ -105,9 +107,10 @@ def run(
             log_every=log_every,
             save_every=save_every,
             most_failing=most_failing,
+            look_every=look_every,
         )
         work = loop.Work(images=4, forward_flops=1e6)
-        options = {"plan": plan, "work": work, "mesh": mesh()}
+        options = {"plan": plan, "work": work, "mesh": mesh(), "look": look}
         try:
             return loop.run(step(), state, batches, log=log, series=series, **options)
         finally:
