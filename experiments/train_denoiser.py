@@ -69,7 +69,10 @@ def main(argv: list[str]) -> None:
     launch.join_processes()
     mesh = launch.mesh_of_all_devices(launch.MESH.value)
     plan = loop.Plan(
-        steps=config.steps, log_every=_LOG_EVERY.value, save_every=_SAVE_EVERY.value
+        steps=config.steps,
+        log_every=_LOG_EVERY.value,
+        save_every=_SAVE_EVERY.value,
+        profile=launch.profile(launch.PROFILE_STEPS.value, workdir),
     )
     try:
         state = train(

@@ -90,6 +90,7 @@ def run(
     log_every: int = 1,
     save_every: int = 4,
     most_failing: int = 20,
+    profile: loop.Profile | None = None,
 ) -> states.TrainState:
     """Starts, or goes on where the folder's last run was."""
     batches = Batches() if batches is None else batches
@@ -105,6 +106,7 @@ def run(
             log_every=log_every,
             save_every=save_every,
             most_failing=most_failing,
+            profile=profile,
         )
         work = loop.Work(images=4, forward_flops=1e6)
         options = {"plan": plan, "work": work, "mesh": mesh()}
