@@ -16,6 +16,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from geodiff_jax import sharding
+from geodiff_jax.training import loop
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "FILE.py:key=value,...; single fields: --config.field=value."
@@ -29,6 +30,9 @@ COORDINATOR_ADDRESS = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, steps to trace to WORKDIR/profile."
+)
 CLUSTER = flags.DEFINE_bool("cluster", False, "The cluster's variables tell all that.")
 
 HEARTBEAT_SECONDS = 60
@@ -106,3 +110,16 @@ def mesh_of_all_devices(text: str | None) -> jax.sharding.Mesh:
     """The mesh that a flag asks for. Raises ValueError if devices do not make it up."""
     shape = (1, jax.device_count(), 1) if text is None else mesh_shape(text)
     return sharding.make_mesh(shape)
+
+
+def profile(text: str | None, workdir: str) -> loop.Profile | None:
+    """The steps that a flag such as 10:12 asks for. Raises ValueError if it is none."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(
+            f"Expected --profile_steps as FIRST:LAST, such as 10:12, got {text!r}."
+        )
+    return loop.Profile(pathlib.Path(workdir) / "profile", first, last)

@@ -67,6 +67,15 @@ def test_meshes_that_are_none_are_refused(text):
         launch.mesh_shape(text)
 
 
+@pytest.mark.parametrize("text", ["", "3", "0:2", "4:3", "a:b"])
+def test_steps_that_are_none_are_not_traced(text):
+    assert launch.profile(None, "run") is None
+    found = launch.profile("2:3", "run")
+    assert (str(found.folder), found.first, found.last) == ("run/profile", 2, 3)
+    with pytest.raises(ValueError, match="--profile_steps as FIRST:LAST"):
+        launch.profile(text, "run")
+
+
 def test_a_config_files_own_sentence_is_what_one_reads(capsys):
     trace = "Error: Traceback (most recent call last):\n  File x\nValueError: Say: no."
     for reason in (trace, KeyError("Say: no."), ValueError("Say: no.")):

@@ -1,5 +1,6 @@
 """Runs go on where they ended, whatever ended them, and tell what they do."""
 
+import gzip
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from geodiff_jax import checkpoint
+from geodiff_jax.training import loop
 from tests.training import toy
 
 TIMED = ("_per_s", "data_wait_share", "memory_mb")
@@ -104,6 +106,18 @@ def test_one_looks_at_every_so_many_steps_and_at_the_last(uninterrupted, tmp_pat
     noted = [line for line in curve(tmp_path) if "held_out" in line]
     assert [line["step"] for line in noted] == seen
     assert [line for line in curve(tmp_path) if line not in noted] == curve(folder)
+
+
+@pytest.mark.parametrize("steps", [(3, 4), (9, 99)])
+def test_steps_are_traced_and_the_run_is_the_same(uninterrupted, tmp_path, steps):
+    """Also where the run ends before they do."""
+    _, state = uninterrupted
+    profile = loop.Profile(tmp_path / "profile", *steps)
+    assert_same(toy.run(tmp_path, 10, profile=profile), state)
+    (trace,) = (tmp_path / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    found = {e["args"]["step_num"] for e in events if e.get("name") == "train"}
+    assert found == {str(x) for x in range(1, 11) if steps[0] <= x <= steps[1]}
 
 
 class Terminating(toy.Batches):
