@@ -36,7 +36,7 @@ class Frame:
     matte: Float[np.ndarray, "h w"] | None = None
     """Share of each pixel that is the person; None where the dataset has none."""
     normal: Float[np.ndarray, "h w 3"] | None = None
-    """House axes (x right, y up, z towards the viewer), of any length; or none."""
+    """Of any length and axes, see `estimates.in_house_axes`; or none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +97,8 @@ def cut(
 
 
 def lay_on_white(
-    image: Float[np.ndarray, "s s 3"], matte: Float[np.ndarray, "s s"]
-) -> Float[np.ndarray, "s s 3"]:
+    image: Float[np.ndarray, "h w 3"], matte: Float[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w 3"]:
     """What the matte says is the person, before white."""
     return _unit(image * matte[..., None] + 1.0 - matte[..., None])
 

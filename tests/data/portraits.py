@@ -5,6 +5,7 @@ The head goes by FLAME's name, so that VHAP's files can hold its parameters.
 
 import functools
 
+import av
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,3 +55,13 @@ def shot(params, camera, *, model=None):
     )
     matte = covered[..., None]
     return (0.5 + 0.5 * normals) * matte + (1.0 - matte) * GREEN, covered, normals
+
+
+def write_exr(path, values):
+    """Three channels of floats, as OpenEXR has them."""
+    with av.open(str(path), "w", format="image2") as container:
+        stream = container.add_stream("exr", rate=1)
+        stream.height, stream.width = values.shape[:2]
+        stream.pix_fmt = "gbrpf32le"
+        frame = av.VideoFrame.from_ndarray(np.float32(values), format="gbrpf32le")
+        container.mux([*stream.encode(frame), *stream.encode()])
