@@ -1,7 +1,8 @@
-"""Films with VHAP's fits: which frames a tracker saw, and one film as a recording.
+"""Films with fits: which frames a tracker saw, and one film as a recording.
 
 VHAP (github.com/ShenhanQian/VHAP, preprocess_video.py) resamples films to 25 frames a
-second before it tracks them; its export keeps the mattes in fg_masks.
+second before it tracks them; its export keeps the mattes in fg_masks. CAP4D's tracker
+sees all frames, and keeps them in bg/cam0.
 """
 
 import functools
@@ -14,8 +15,9 @@ from jaxtyping import Float
 
 from geodiff_jax.data import building, framing, recordings
 from geodiff_jax.data.recordings import Job, Recording
+from geodiff_jax.head import track as head_track
 from geodiff_jax.io import images, video
-from geodiff_jax.tracking import vhap
+from geodiff_jax.tracking import flowface, vhap
 
 
 def film_frame(number: int, track_rate: float, film_rate: float) -> int:
@@ -55,6 +57,24 @@ def read(
         yield by_film[number], image
 
 
+@functools.lru_cache(maxsize=2)
+def read_fit(folder: pathlib.Path, head: pathlib.Path | None) -> vhap.Capture:
+    """A film's fit by VHAP or, where there is a fit.npz, by CAP4D's tracker.
+
+    Raises as `vhap.read` and `flowface.read`.
+    """
+    if not (folder / "fit.npz").is_file():
+        return recordings.read_vhap(folder, head)
+    track, model = flowface.read(folder), recordings.load_head(head)
+    head_track.check(track, model)
+    return vhap.Capture(
+        track=track,
+        offsets=np.zeros((model.num_vertices, 3), np.float32),
+        images={},
+        masks={(x, 0): f"bg/cam0/{x:04d}.png" for x in track.frame_ids},
+    )
+
+
 def fitted_matte(
     fit: pathlib.Path,
     capture: vhap.Capture,
@@ -80,15 +100,15 @@ def open_film(name: str, path: pathlib.Path, job: Job, *, licence: str) -> list:
     """
     if job.track is None:
         raise ValueError(
-            "Expected --track, the folder of VHAP's exports, got none: these films "
-            "come without fits."
+            "Expected --track, a folder of fits by VHAP or CAP4D, got none: these "
+            "films come without."
         )
     subject, clip, _ = recordings.split_name(name)
     fit = recordings.find_fit(job.track, subject, clip)
     if fit is None:
         return [recordings.skipped_part(name, "no fit")]
     try:
-        capture = recordings.read_vhap(fit, job.head)
+        capture = read_fit(fit, job.head)
         shape = video.read_shape(path)
     except (OSError, ValueError) as error:
         return [recordings.skipped_part(name, f"corrupt file: {error}")]

@@ -9,9 +9,10 @@ github.com/radekd91/inferno, process_mead.py, and others read it):
 VIEW is front, left_30, left_60, right_30, right_60, top or down; some actors have a
 folder 1 above it. Cameras were never calibrated (issue 22 there), so each film has a
 world of its own, and the view belongs to the clip's name: views are not paired. Fits
-are VHAP's exports, TRACK/ACTOR/VIEW-EMOTION-level_L-NNN; mattes those of the export.
+are those of `films`, TRACK/ACTOR/VIEW-EMOTION-level_L-NNN, with their mattes.
 """
 
+import functools
 import pathlib
 
 from geodiff_jax.data import building, films, recordings
@@ -47,6 +48,7 @@ def open_part(name: str, job: Job) -> list:
     return films.open_film(name, _films(job.source)[name], job, licence=LICENCE)
 
 
+@functools.lru_cache(maxsize=2)
 def _films(source: pathlib.Path) -> dict[str, pathlib.Path]:
     named = {}
     for path in source.glob("[MW][0-9][0-9][0-9]/video/**/level_*/*.mp4"):

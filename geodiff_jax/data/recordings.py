@@ -100,11 +100,21 @@ def examples(
     name: str, *, open_part: OpenPart, job: Job
 ) -> Iterator[schema.Example | building.Skipped]:
     """All pictures of a part, the same at every call; misfits say why."""
-    for recording in open_part(name, job):
+    for recording in _opened(name, open_part, job):
         if isinstance(recording, building.Skipped):
             yield recording
         else:
             yield from of_recording(recording, job)
+
+
+def _opened(
+    name: str, open_part: OpenPart, job: Job
+) -> Iterator[Recording | building.Skipped]:
+    """What a part holds; what stops the run says in which."""
+    try:
+        yield from open_part(name, job)
+    except ValueError as error:
+        raise ValueError(f"{name.replace(SEPARATOR, '/')}: {error}") from error
 
 
 def of_recording(

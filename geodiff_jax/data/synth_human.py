@@ -134,6 +134,7 @@ def fit_of(frame: framing.Frame, focal: float, sample: str, job: Job) -> fit.Fit
     return jax.tree.map(np.asarray, fit.fit(head, photo, detection))
 
 
+@functools.lru_cache(maxsize=2)
 def _numbers(source: pathlib.Path) -> list[int]:
     stems = [path.stem.removeprefix("rgb_") for path in source.glob("rgb_*.png")]
     return sorted(int(x) for x in stems if x.isdigit() and int(x) < FACES)

@@ -6,10 +6,11 @@ the folder is that which github.com/yunyu/vfhq-downloader, crop_clips.py, makes 
     Clip+VIDEO+P<person>+C<clip>.mp4
 
 cut to the time and the box of each clip. A person of a video is a subject; the same
-person may come again in other videos. Fits are VHAP's exports, TRACK/VIDEO+P<person>/
-C<clip>; mattes those of the export.
+person may come again in other videos. Fits are those of `films`,
+TRACK/VIDEO+P<person>/C<clip>, with their mattes.
 """
 
+import functools
 import pathlib
 import re
 
@@ -46,6 +47,7 @@ def open_part(name: str, job: Job) -> list:
     return films.open_film(name, _films(job.source)[name], job, licence=LICENCE)
 
 
+@functools.lru_cache(maxsize=2)
 def _films(source: pathlib.Path) -> dict[str, pathlib.Path]:
     named = {}
     for path in source.glob("Clip+*.mp4"):
