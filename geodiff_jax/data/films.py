@@ -93,7 +93,9 @@ def fitted_matte(
     return images.resize(matte, width=like.shape[1], height=like.shape[0])
 
 
-def open_film(name: str, path: pathlib.Path, job: Job, *, licence: str) -> list:
+def open_film(
+    name: str, path: pathlib.Path, job: Job, *, licence: str
+) -> list[Recording | building.Skipped]:
     """A film that one camera made of one clip, and its fit, as the only recording.
 
     Raises ValueError without --track, and where the camera does not see the head.

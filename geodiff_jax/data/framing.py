@@ -180,7 +180,8 @@ def extend(
     nearest = ndimage.distance_transform_edt(
         ~seen, return_distances=False, return_indices=True
     )
-    return schema.unit_normals(normals[tuple(nearest)], mask)
+    rows, columns = np.asarray(nearest)
+    return schema.unit_normals(normals[rows, columns], mask)
 
 
 def _face_box(pixels: Float[Array, "68 2"]) -> Float[Array, "4"]:

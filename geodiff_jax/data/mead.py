@@ -16,7 +16,7 @@ import functools
 import pathlib
 
 from geodiff_jax.data import building, films, recordings
-from geodiff_jax.data.recordings import Job
+from geodiff_jax.data.recordings import Job, Recording
 
 LICENCE = "MEAD: non-commercial research only, no redistribution; see its terms."
 VIEWS = ("front", "left_30", "left_60", "right_30", "right_60", "top", "down")
@@ -43,7 +43,7 @@ def parts(job: Job) -> list[str]:
     return found
 
 
-def open_part(name: str, job: Job) -> list:
+def open_part(name: str, job: Job) -> list[Recording | building.Skipped]:
     """One film with its fit. Raises as `films.open_film`."""
     return films.open_film(name, _films(job.source)[name], job, licence=LICENCE)
 

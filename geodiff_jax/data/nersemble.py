@@ -184,7 +184,7 @@ def _color_matrix(path: pathlib.Path, serial: str) -> Float[np.ndarray, "3 t"]:
     try:
         matrix = np.asarray(found[serial], np.float64)
     except (KeyError, TypeError, ValueError):
-        matrix = np.zeros(0)
+        matrix = np.zeros((0, 0))
     if matrix.ndim != 2 or len(matrix) != 3 or matrix.shape[1] not in color.TERMS:
         raise ValueError(
             f"Expected a colour matrix of 3 rows for camera {serial} in {path}, got "

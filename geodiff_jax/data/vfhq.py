@@ -15,7 +15,7 @@ import pathlib
 import re
 
 from geodiff_jax.data import building, films, recordings
-from geodiff_jax.data.recordings import Job
+from geodiff_jax.data.recordings import Job, Recording
 
 LICENCE = "VFHQ: rights are with the videos' owners; for research."
 HELD_OUT: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ def parts(job: Job) -> list[str]:
     return found
 
 
-def open_part(name: str, job: Job) -> list:
+def open_part(name: str, job: Job) -> list[Recording | building.Skipped]:
     """One film with its fit. Raises as `films.open_film`."""
     return films.open_film(name, _films(job.source)[name], job, licence=LICENCE)
 
@@ -53,5 +53,6 @@ def _films(source: pathlib.Path) -> dict[str, pathlib.Path]:
     for path in source.glob("Clip+*.mp4"):
         found = re.fullmatch(r"Clip\+(.+\+P\d+)\+(C\d+)", path.stem)
         if found:
-            named[recordings.part_name(*found.groups(), VIEW)] = path
+            person, clip = found.groups()
+            named[recordings.part_name(person, clip, VIEW)] = path
     return named
