@@ -6,6 +6,9 @@ python -m experiments.prepare_data --dataset=procedural_heads --data_dir=data \
 Progress is kept in `data_dir`: a run that was killed goes on where it stood. At its
 end `report.json`, beside the records, says how many examples there are, and which were
 skipped and why.
+
+`--cache_latents=vae.safetensors` (of `train_vae` or `convert_weights`) also encodes its
+pictures: the folder it names is what `train_denoiser --data` reads.
 """
 
 import collections
@@ -15,6 +18,7 @@ import sys
 
 from absl import app, flags, logging
 
+from experiments import latent_codec
 from geodiff_jax.data import building, procedural_heads
 
 _DATASET = flags.DEFINE_enum(
@@ -25,14 +29,23 @@ _PLAN = flags.DEFINE_enum(
     "plan", "tiny", sorted(procedural_heads.PLANS), "How many examples, how large."
 )
 _WORKERS = flags.DEFINE_integer("workers", 1, "Processes.", lower_bound=1)
+_CACHE_LATENTS = flags.DEFINE_string(
+    "cache_latents", None, "File of the autoencoder whose latents are kept beside."
+)
 
 
 def main(argv: list[str]) -> None:
     """Makes parts, packs them, and says what came of it."""
     del argv
     logging.set_verbosity(logging.WARNING)
+    codec = _CACHE_LATENTS.value
     try:
+        if codec is not None:
+            latent_codec.load(codec)  # Sooner than after hours of rendering.
         folder, report = prepare(_DATA_DIR.value, _PLAN.value, workers=_WORKERS.value)
+        cached = None
+        if codec is not None:
+            cached = latent_codec.cache(folder, codec, splits=list(report))
     except (ValueError, OSError) as error:
         said = error.strerror if isinstance(error, OSError) else None
         print(f"prepare_data: {said or error}", file=sys.stderr)
@@ -42,6 +55,8 @@ def main(argv: list[str]) -> None:
         reasons = collections.Counter(one["reason"] for one in found["skipped"])
         for reason, count in reasons.most_common():
             print(f"  {count} skipped: {reason}")
+    if cached is not None:
+        print(f"Their latents are in {cached}.")
 
 
 def prepare(
