@@ -53,5 +53,5 @@ $(VENV)-parity/installed: $(SOURCES)
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(PIP) --no-build-isolation --editable ".[portrait,test]"
+	$(PIP) --no-build-isolation --editable ".[portrait,datasets,test]"
 	touch $@

@@ -232,6 +232,8 @@ setuptools.setup(
             "tensorflow-metadata==1.16.1",
             "importlib_resources",
         ],
+        # Datasets in HDF5, and networks that estimate normals or mattes for others.
+        "datasets": ["h5py", "onnxruntime"],
         "cuda13": ["jax[cuda13]>=0.10,<0.12"],
         # For parity tests only: the library itself never needs torch.
         "parity": ["torch==2.13.0", "diffusers==0.42.1", "transformers"],

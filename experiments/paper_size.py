@@ -1,14 +1,16 @@
 """What training at a paper's size takes, found out without the hardware.
 
-python -m experiments.paper_size [--papers=geodiff4d,cap4d] [--size=paper] [--json=FILE]
+python -m experiments.paper_size [--papers=geodiff4d,cap4d] [--size=paper] \\
+    [--compile] [--json=FILE]
 
 Lowers one training step of every stage for NVIDIA GPUs (attention in chunks, since
 cuDNN is not asked without a GPU) and for TPUs (splash attention), from shapes alone,
 and counts parameters, floating-point operations of a frame's forward pass (all domains)
-and the bytes of parameters, gradients and Adam's moments. About a minute per stage.
+and the bytes of parameters, their average, gradients and Adam's moments. About a minute
+per stage. `--compile` also compiles the step for this machine, attention in chunks, and
+says how long that took.
 """
 
-import functools
 import json
 import math
 import pathlib
@@ -18,7 +20,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import optax
 import rich.console
 import rich.table
 from absl import app, flags
@@ -29,6 +30,7 @@ from geodiff_jax.training import state as states
 
 _PAPERS = flags.DEFINE_list("papers", None, "Which papers; all by default.")
 _SIZE = flags.DEFINE_string("size", "paper", "Of the networks.")
+_COMPILE = flags.DEFINE_bool("compile", False, "For this machine; takes minutes.")
 _JSON = flags.DEFINE_string("json", None, "Where to write the figures.")
 
 CONFIGS = {
@@ -43,34 +45,24 @@ ATTENTION = {"cuda": "chunked", "tpu": "splash"}
 
 def step_of(config: ml_collections.ConfigDict) -> tuple[Any, tuple]:
     """(a training step, its abstract arguments): key, state and batch."""
-    network = generator.network(config)
-    batch = generator.batch_shapes(config)
-    objective = generator.objective(config)
-    optimizer = optax.adamw(config.optimizer.learning_rate)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(functools.partial(fresh, config, optimizer))
-    step = functools.partial(
-        denoising.train_step,
-        apply=network.apply,
-        schedule=generator.schedule(config),
-        optimizer=optimizer,
-        objective=objective,
-    )
-    return step, (key, state, batch)
-
-
-def fresh(
-    config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation
-) -> states.TrainState:
-    """The state before the first step; under eval_shape, its shapes."""
-    key = jax.random.key(0)
-    return states.initial_state(key, generator.variables(key, config), optimizer)
+    arguments = key, generator.state_shapes(config), generator.batch_shapes(config)
+    return generator.train_step(config), arguments
 
 
 def lower(config: ml_collections.ConfigDict, platform: str) -> Any:
     """One training step for a platform that need not be there."""
     step, arguments = step_of(attending(config, ATTENTION[platform]))
     return jax.jit(step).trace(*arguments).lower(lowering_platforms=(platform,))
+
+
+def compile_seconds(config: ml_collections.ConfigDict) -> float:
+    """How long XLA takes to compile one training step for this machine, lowered."""
+    step, arguments = step_of(attending(config, "chunked"))
+    lowered = jax.jit(step, donate_argnums=1).trace(*arguments).lower()
+    begin = time.monotonic()
+    lowered.compile()
+    return time.monotonic() - begin
 
 
 def attending(
@@ -108,7 +100,7 @@ def forward_flops(config: ml_collections.ConfigDict) -> float:
     return float(lowered.cost_analysis()["flops"])
 
 
-def plan(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def plan(config: ml_collections.ConfigDict, *, compiled: bool) -> dict[str, Any]:
     """The figures of one stage; raises what lowering raises."""
     seconds = {}
     for platform in ATTENTION:
@@ -116,25 +108,34 @@ def plan(config: ml_collections.ConfigDict) -> dict[str, Any]:
         lower(config, platform)
         seconds[f"{platform}_lowering_s"] = time.monotonic() - begin
     _, (_, state, batch) = step_of(config)
-    counted = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+    learning = _count(state.params)
     frames = math.prod(batch.latents.shape[i] for i in (0, 2, 3))
+    if compiled:
+        seconds["compiling_s"] = compile_seconds(config)
     return {
-        "parameters": counted,
+        "parameters": learning + _count(state.resting),
+        "learning": learning,
         "frames": frames,
         "tflops_per_frame": forward_flops(config) / frames / 1e12,
-        # float32 parameters, their gradients and two moments.
-        "state_gb": 16 * counted / 1e9,
+        # Gradients beside what the state holds: all of it float32.
+        "state_gb": 4 * (_count(state) + learning) / 1e9,
         **seconds,
     }
 
 
-def plans(papers: list[str], size: str) -> Iterator[dict[str, Any]]:
+def _count(tree: Any) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def plans(
+    papers: list[str], size: str, *, compiled: bool = False
+) -> Iterator[dict[str, Any]]:
     """One row per paper and stage."""
     for paper in papers:
         module, stages = CONFIGS[paper]
         for stage in stages or (None,):
             argument = f"size={size}" + ("" if stage is None else f",stage={stage}")
-            row = plan(module.get_config(argument))
+            row = plan(module.get_config(argument), compiled=compiled)
             yield {"paper": paper, "stage": stage or 1, "size": size, **row}
 
 
@@ -145,7 +146,7 @@ def main(argv: list[str]) -> None:
     unknown = set(papers) - set(CONFIGS)
     if unknown:
         raise app.UsageError(f"--papers are {', '.join(CONFIGS)}, not {unknown}")
-    rows = list(plans(papers, _SIZE.value))
+    rows = list(plans(papers, _SIZE.value, compiled=_COMPILE.value))
     table = rich.table.Table(title="One training step")
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="right")

@@ -17,7 +17,6 @@ What it leaves in the workdir is told in `training_run`.
 import functools
 import math
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
@@ -25,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
-from jaxtyping import Array, Key
 
 from experiments import (
     launch,
@@ -36,8 +34,8 @@ from experiments import (
 )
 from experiments.configs import generator
 from geodiff_jax import checkpoint, sharding
-from geodiff_jax.models import pretrained, weight_files, weights
-from geodiff_jax.training import denoising, loop
+from geodiff_jax.models import adoption, weight_files, weights
+from geodiff_jax.training import loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 
@@ -87,7 +85,7 @@ def train(
         workdir,
         template=template,
         first=functools.partial(first_state, config, placed, start=start),
-        step=step_of(config),
+        step=generator.train_step(config),
         rate=optimizers.learning_rate(settings),
         batches=batches,
         plan=plan,
@@ -111,42 +109,16 @@ def batches_of(
     )
 
 
-def step_of(
-    config: generator.Config,
-) -> Callable[..., tuple[states.TrainState, loop.Figures]]:
-    """One step of a config's training, for `loop.make_step`."""
-    settings = generator.optimizer_settings(config)
-    return functools.partial(
-        denoising.train_step,
-        apply=generator.network(config).apply,
-        schedule=generator.schedule(config),
-        optimizer=optimizers.make(settings),
-        objective=generator.objective(config),
-        average=settings.average,
-        accumulate=settings.accumulate,
-        # With all else at rest, the encoder's statistics rest too.
-        train=not config.trained,
-    )
-
-
 def work_of(config: generator.Config) -> loop.Work:
     """What a step of a config does."""
     images = config.batch * config.views * config.frames
     return loop.Work(images=images, forward_flops=paper_size.forward_flops(config))
 
 
-def fresh_state(key: Key[Array, ""], config: generator.Config) -> states.TrainState:
-    """The state before the first step, of random weights."""
-    own, run_key = jax.random.split(key)
-    variables = generator.variables(own, config)
-    optimizer = optimizers.make(generator.optimizer_settings(config))
-    return states.initial_state(run_key, variables, optimizer, trained=config.trained)
-
-
 def abstract_state(config: generator.Config, mesh: sharding.Mesh) -> Any:
     """The state's ShapeDtypeStructs, with their shardings; nothing is allocated."""
     return training_run.abstract_state(
-        functools.partial(fresh_state, config=config), mesh
+        functools.partial(generator.fresh_state, config=config), mesh
     )
 
 
@@ -167,7 +139,7 @@ def first_state(
     if config.stage == 1 and start is not None and not converted:
         raise ValueError(f"Expected no --start but *{CONVERTED} for stage 1.")
     adopted = adopted_variables(config, start) if start and converted else None
-    make = functools.partial(fresh_state, config=config)
+    make = functools.partial(generator.fresh_state, config=config)
     state = training_run.made(make, placed, seed=config.seed)
     if start is None:
         return state
@@ -193,10 +165,9 @@ def adopted_variables(config: generator.Config, path: str) -> dict[str, Any]:
     network = generator.network(config)
     if network.reference_net is not None and "unet" in parts:
         parts.setdefault("reference_net", parts["unet"])
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(functools.partial(fresh_state, config=config), key)
+    shapes = generator.state_shapes(config)
     own = states.variables_of(shapes)
-    filled, report = pretrained.adopt(network, own, parts)
+    filled, report = adoption.adopt(network, own, parts)
     if jax.process_index() == 0:
         for line in weights.summary(report, own, name=path):
             print(line)

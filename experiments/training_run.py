@@ -55,6 +55,7 @@ def command(config: Config, train: Callable[..., states.TrainState]) -> None:
         log_every=LOG_EVERY.value,
         save_every=SAVE_EVERY.value,
         look_every=LOOK_EVERY.value,
+        profile=launch.profile(launch.PROFILE_STEPS.value, workdir),
     )
     try:
         state = train(workdir, data, plan=plan, mesh=mesh)

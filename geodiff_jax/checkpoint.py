@@ -104,7 +104,7 @@ class Series:
             # Of a run that was killed in this save, or found it damaged.
             shutil.rmtree(target, ignore_errors=True)
         _synchronize(f"clear {target}")
-        with _told_on_stderr(target):
+        with self._told_on_stderr(target):
             if jax.process_index() == 0:
                 target.mkdir(parents=True)
             with _plain_errors():
@@ -167,12 +167,30 @@ class Series:
 
     def _finish(self, target: pathlib.Path, contents: dict[str, Any]) -> None:
         """In a thread: what makes a checkpoint of the arrays."""
-        with _told_on_stderr(target):
+        with self._told_on_stderr(target):
             with _plain_errors():
                 self._checkpointer.wait_until_finished()
             if jax.process_index() == 0:
                 _seal(target, contents)
                 self._prune()
+
+    @contextlib.contextmanager
+    def _told_on_stderr(self, target: pathlib.Path) -> Iterator[None]:
+        """A failed save is removed and told, and nothing else."""
+        try:
+            yield
+        except OSError as error:
+            shutil.rmtree(target, ignore_errors=True)
+            print(
+                f"Cannot save {target}: {error.strerror or error}. Going on; the "
+                "checkpoint before it stays.",
+                file=sys.stderr,
+                flush=True,
+            )
+            # Orbax's would raise the same again at the next save.
+            with contextlib.suppress(OSError), _plain_errors():
+                self._checkpointer.close()
+            self._checkpointer = ocp.StandardCheckpointer()
 
     def _prune(self) -> None:
         finished = [path for path in self._steps() if (path / _SEAL).exists()]
@@ -180,21 +198,6 @@ class Series:
             # First the seal: half a folder must not pass for a damaged checkpoint.
             (folder / _SEAL).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _told_on_stderr(target: pathlib.Path) -> Iterator[None]:
-    """A failed save is removed and told, and nothing else."""
-    try:
-        yield
-    except OSError as error:
-        shutil.rmtree(target, ignore_errors=True)
-        print(
-            f"Cannot save {target}: {error.strerror or error}. Going on; the "
-            "checkpoint before it stays.",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def _synchronize(name: str) -> None:

@@ -138,7 +138,12 @@ def build(
         backend=backend,
         on_step=on_step,
     )
-    return closing.close_face(avatar, _judging(avatar, result.camera), backend=backend)
+    return closing.close_face(
+        avatar,
+        _judging(avatar, result.camera),
+        longest=config.reconstruction.longest,
+        backend=backend,
+    )
 
 
 def _judging(avatar: Avatar, camera: Camera) -> tuple[Camera, Camera]:

@@ -81,35 +81,87 @@ class Log:
         path = self._folder / "log.jsonl"
         if after is not None and path.exists():
             _cut(path, after=after)
-        self._lines = path.open("a", encoding="utf-8")
-        self._writer = None
-        if tensorboard:
-            # Takes a second to import, and most runs do without.
-            import tensorboardX
-
-            self._writer = tensorboardX.SummaryWriter(
-                str(self._folder), purge_step=None if after is None else after + 1
-            )
+        self._lines = path.open("ab", buffering=0)
+        self._held = b""
+        self._told = False
+        self._events = _Events(self._folder, after=after) if tensorboard else None
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Records numbers; reading them off a device waits for it, so do it rarely."""
+        """Records numbers; reading them off a device waits for it, so do it rarely.
+
+        What the disk does not take is said once on stderr; lines are held back until
+        it does, and TensorBoard goes without.
+        """
         numbers = {name: float(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._lines.flush()
-        if self._writer is not None:
-            for name, number in numbers.items():
-                self._writer.add_scalar(name, number, step)
+        self._held += json.dumps({"step": step, **numbers}).encode() + b"\n"
+        with self._forgiving():
+            while self._held:
+                self._held = self._held[self._lines.write(self._held) :]
+        if self._events is not None:
+            with self._forgiving():
+                self._events.scalars(step, numbers)
 
     def image(self, step: int, name: str, image: Float[np.ndarray, "h w 3"]) -> None:
         """Records an image in [0, 1], for TensorBoard only."""
-        if self._writer is not None:
-            self._writer.add_image(name, image, step, dataformats="HWC")
+        if self._events is not None:
+            with self._forgiving():
+                self._events.image(step, name, image)
 
     def close(self) -> None:
         """Writes out what is held back."""
+        with self._forgiving():
+            self._lines.write(self._held)
         self._lines.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._events is not None:
+            with self._forgiving():
+                self._events.close()
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """A full disk must not end what is only reported."""
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                where = f"{self._folder}: {error.strerror or error}"
+                print(f"Cannot log to {where}. Going on.", file=sys.stderr, flush=True)
+            self._told = True
+
+
+class _Events:
+    """TensorBoard's file, written at once.
+
+    tensorboardX's own writer has a thread, which ends at a full disk and leaves
+    everyone waiting for it.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, after: int | None) -> None:
+        # Takes a second to import, and most runs do without.
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._summary, self._proto = summary, event_pb2
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+        if after is not None:  # What was noted from there on is void.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(after + 1, session_log=start)
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, number in numbers.items():
+            self._write(step, summary=self._summary.scalar(name, number))
+        self._writer.flush()
+
+    def image(self, step: int, name: str, image: Float[np.ndarray, "h w 3"]) -> None:
+        drawn = self._summary.image(name, image, dataformats="HWC")
+        self._write(step, summary=drawn)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, **what: Any) -> None:
+        event = self._proto.Event(wall_time=time.time(), step=step, **what)
+        self._writer.write_event(event)
 
 
 def _cut(path: pathlib.Path, *, after: int) -> None:

@@ -123,6 +123,22 @@ def check_batch(size: int, mesh: Mesh, *, accumulated: int = 1) -> None:
         )
 
 
+def free_axes() -> tuple[str, ...]:
+    """Axes of the mesh in force that have many devices and that nobody split by hand.
+
+    What XLA cannot look into (kernels) has to be split over all of them by hand.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(n for n in mesh.auto_axes if n in AXES and mesh.shape[n] > 1)
+
+
+def item_axes(count: int) -> tuple[str, ...]:
+    """Those of `free_axes` that share out so many items; none if they cannot evenly."""
+    axes = tuple(name for name in free_axes() if name != "tensor")
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if count % math.prod(mesh.shape[n] for n in axes) else axes
+
+
 def place_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """Batches of all processes as one on the mesh; each gives its own rows."""
     sharding = NamedSharding(mesh, BATCH)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,26 @@ def test_log_feeds_tensorboard_if_asked(tmp_path):
     log.close()
     content = b"".join(p.read_bytes() for p in tmp_path.glob("events.*"))
     assert b"loss" in content and b"seen" in content and b"PNG" in content
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_full_disk_is_told_once_and_lines_wait_for_space(
+    tmp_path, capsys, tensorboard
+):
+    log = reporting.Log(tmp_path, tensorboard=tensorboard)
+    log.scalars(0, {"loss": 0.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))  # Within the second line.
+    try:
+        for step in range(1, 100):
+            log.scalars(step, {"loss": float(step), "psnr": 20.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err.count("Cannot log to") == 1
+    log.scalars(100, {"loss": 100.0})
+    log.close()
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == list(range(101))
 
 
 def test_manifest_is_json_with_the_versions():

@@ -5,6 +5,8 @@ make of it what the library takes. No module sees a config.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -249,3 +251,34 @@ def variables(key: Key[Array, ""], config: ml_collections.ConfigDict) -> dict[st
         driving=one.driving,
     )
     return {**made, "params": {**made["params"], **field}}
+
+
+def fresh_state(key: Key[Array, ""], config: Config) -> states.TrainState:
+    """The state before the first step, of random weights."""
+    own, run_key = jax.random.split(key)
+    optimizer = optimizers.make(optimizer_settings(config))
+    return states.initial_state(
+        run_key, variables(own, config), optimizer, trained=config.trained
+    )
+
+
+def state_shapes(config: Config) -> states.TrainState:
+    """`fresh_state` as shapes and types: nothing is allocated."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(functools.partial(fresh_state, config=config), key)
+
+
+def train_step(config: Config) -> Callable[..., tuple[states.TrainState, dict]]:
+    """`denoising.train_step` of (key, state, batch), as a config has it."""
+    settings = optimizer_settings(config)
+    return functools.partial(
+        denoising.train_step,
+        apply=network(config).apply,
+        schedule=schedule(config),
+        optimizer=optimizers.make(settings),
+        objective=objective(config),
+        average=settings.average,
+        accumulate=settings.accumulate,
+        # With all else at rest, the encoder's statistics rest too.
+        train=not config.trained,
+    )

@@ -6,23 +6,21 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from geodiff_jax.avatar import model as avatar_model
 from geodiff_jax.avatar.model import Avatar
 from geodiff_jax.geometry.camera import Camera
-from geodiff_jax.head import model as head_model
 from geodiff_jax.metrics import region as metric_region
-from geodiff_jax.render import mesh_rasterizer
 
 
 def close_face(
     avatar: Avatar,
     cameras: Sequence[Camera],
     *,
+    longest: float,
     opaque: float = 0.985,
     growth: float = 1.15,
-    longest: float = 0.0045,
     rounds: int = 8,
     backend: str | None = None,
 ) -> Avatar:
@@ -30,33 +28,26 @@ def close_face(
 
     Where the face lets more than 1 - `opaque` through, the closing Gaussians (each
     triangle's first, see `start`) of the triangles seen there grow by `growth` a round,
-    up to `longest` metres. Few pixels of a few triangles: colours stay as they are.
-    Values are ours.
+    until a standard deviation has `longest` metres. Few pixels of a few triangles:
+    colours stay as they are. Values are ours.
     """
     draw = jax.jit(functools.partial(avatar_model.render, backend=backend))
-    seen = [_face_of_pixels(avatar, camera) for camera in cameras]
+    seen = [
+        metric_region.face_triangles(avatar.head, avatar.params, camera)
+        for camera in cameras
+    ]
     bound = np.asarray(avatar.binding.face)
     closing = np.zeros(len(bound), bool)
     closing[np.unique(bound, return_index=True)[1]] = True
     for _ in range(rounds):
         thin = np.zeros(len(avatar.head.faces), bool)
-        for camera, (mask, face) in zip(cameras, seen, strict=True):
+        for camera, face in zip(cameras, seen, strict=True):
             alpha = np.asarray(draw(avatar, avatar.params, camera).alpha)
-            thin[face[mask & (alpha < opaque)]] = True
+            thin[face[(face >= 0) & (alpha < opaque)]] = True
         if not thin.any():
             break
         avatar = _grown(avatar, closing & thin[bound], growth, longest)
     return avatar
-
-
-def _face_of_pixels(
-    avatar: Avatar, camera: Camera
-) -> tuple[Bool[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
-    """(the face's pixels, the triangle that each of them sees)."""
-    mask = metric_region.face_mask(avatar.head, avatar.params, camera)
-    vertices = head_model.vertices(avatar.head, avatar.params)
-    seen = mesh_rasterizer.rasterize(vertices, avatar.head.faces, camera)
-    return mask, np.asarray(seen.face)
 
 
 def _grown(

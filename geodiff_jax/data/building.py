@@ -5,6 +5,7 @@ not at all. When all are there they are packed into ArrayRecords, in order, with
 index that tells what each record shows; the parts then go.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import io
@@ -22,6 +23,7 @@ from jaxtyping import Int
 
 from geodiff_jax import reporting
 from geodiff_jax.data import schema
+from geodiff_jax.head.model import HeadModel
 from geodiff_jax.io import atomic
 
 PICTURES = ("image", "normal", "mask", "face")
@@ -112,6 +114,40 @@ def read_part(
     return [examples[number] for number in sorted(examples)], skipped
 
 
+def claim(folder: pathlib.Path, options: dict[str, Any]) -> None:
+    """Notes with which options a folder is filled; the first run decides.
+
+    Raises ValueError where it was begun with others: records would be mixed.
+    """
+    path = folder / "options.json"
+    text = json.dumps(options, indent=1, sort_keys=True)
+    if not path.exists():
+        atomic.write_text(path, text)
+        return
+    begun = json.loads(path.read_text())
+    now = json.loads(text)
+    other = sorted(k for k in begun | now if begun.get(k) != now.get(k))
+    if other:
+        told = ", ".join(f"{k}={begun.get(k)!r}, now {now.get(k)!r}" for k in other)
+        raise ValueError(
+            f"Expected the options with which {folder} was begun, got others ({told}); "
+            "remove it or choose another --data_dir."
+        )
+
+
+def count_examples(
+    folder: pathlib.Path, names: Sequence[str]
+) -> tuple[int, collections.Counter[str]]:
+    """Examples in finished parts, and how often each reason for leaving some out."""
+    found, reasons = 0, collections.Counter()
+    for name in names:
+        with np.load(_part(folder, name), allow_pickle=False) as stored:
+            found += len({x.partition(".")[0] for x in stored.files} - {"skipped"})
+            left_out = json.loads(str(stored["skipped"]))
+        reasons.update(reason for _, reason in left_out)
+    return found, reasons
+
+
 def to_record(encoded: dict[str, np.ndarray]) -> dict[str, object]:
     """What `schema.features` encodes: PNGs as streams, labels as Python values."""
     return {
@@ -120,6 +156,57 @@ def to_record(encoded: dict[str, np.ndarray]) -> dict[str, object]:
         else (value if value.ndim else value.item())
         for name, value in encoded.items()
     }
+
+
+class PackedParts(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Packs finished parts; each dataset's builder is one of these, under its name."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    LICENCE = ""
+
+    def __init__(
+        self,
+        *,
+        parts: pathlib.Path,
+        splits: dict[str, list[str]],
+        sizes: schema.Sizes,
+        head: HeadModel,
+        **kwargs,
+    ) -> None:
+        self._parts, self._splits = parts, splits
+        self._sizes, self._head = sizes, head
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            features=schema.features(self._sizes, self._head),
+            license=self.LICENCE,
+            # Records lie in the order in which their index counts them.
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager
+        return {
+            split: self._generate_examples(names)
+            for split, names in self._splits.items()
+            # TFDS refuses splits without a record.
+            if count_examples(self._parts, names)[0]
+        }
+
+    def _generate_examples(self, names: list[str]) -> Iterator[tuple[int, dict]]:
+        number = 0
+        for name in names:
+            for encoded in read_part(self._parts, name)[0]:
+                yield number, to_record(encoded)
+                number += 1
+
+
+def packed_config(size: str) -> tfds.core.BuilderConfig:
+    """The configuration of `PackedParts` that a plan of sizes gives its name."""
+    return tfds.core.BuilderConfig(name=size)
 
 
 def finish(

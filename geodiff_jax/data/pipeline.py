@@ -26,6 +26,7 @@ from typing import Any
 import grain
 import grain.multiprocessing
 import numpy as np
+from absl import logging
 
 from geodiff_jax.data import loading, pairing
 
@@ -69,7 +70,8 @@ def batches(
 class Iterator:
     """Batches from a position on; the position is the number of batches handed out.
 
-    With workers, run under absl.app.run and guard `__main__`: they are spawned.
+    With workers, run under absl.app.run and guard `__main__`: they are spawned. If one
+    is killed others take over, and the batches stay what they were.
     """
 
     def __init__(
@@ -84,7 +86,16 @@ class Iterator:
     def __next__(self) -> dict[str, Any]:
         if self._running is None:
             self._running = iter(self._remaining())
-        batch = next(self._running)
+        try:
+            batch = next(self._running)
+        except RuntimeError as error:
+            if not self._workers:
+                raise
+            # So grain says that a worker was killed, by the system if memory is short.
+            # New ones read the same; if they die too, that is raised.
+            logging.warning("Reading batch %d again: %s", self._position, error)
+            self._running = iter(self._remaining())
+            batch = next(self._running)
         self._position += 1
         return batch
 

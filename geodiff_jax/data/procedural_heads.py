@@ -21,12 +21,12 @@ from geodiff_jax.appearance import hair as hairs
 from geodiff_jax.appearance import lighting, studio, texture
 from geodiff_jax.appearance import look as appearance
 from geodiff_jax.appearance.hair import Hair
-from geodiff_jax.data import building, schema
+from geodiff_jax.data import building, filters, framing, schema
 from geodiff_jax.geometry import camera as cameras
 from geodiff_jax.geometry import mesh
 from geodiff_jax.geometry.camera import Camera
-from geodiff_jax.head import landmarks, procedural
 from geodiff_jax.head import model as head_model
+from geodiff_jax.head import procedural
 from geodiff_jax.head.model import HeadModel, HeadParams
 from geodiff_jax.render import condition_maps, mesh_rasterizer
 
@@ -37,10 +37,6 @@ ZOOM = 2.9
 """Focal length in widths of the picture: the head with its hair fills it."""
 MIDDLE = (0.0, -0.02, 0.0)
 """Of head and upper neck, head frame."""
-FACE_MARGIN = 1.1
-"""The face's box over that of its landmarks, as in X-NeMo's driving crops."""
-LEAST_VISIBLE = 0.95
-"""Share of the head inside the picture (002, supplement D)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +156,8 @@ def examples(name: str, plan: Plan) -> Iterator[schema.Example | building.Skippe
 def _admit(
     example: schema.Example, sizes: schema.Sizes, head: HeadModel
 ) -> schema.Example | building.Skipped:
-    visible = _visible(example, head)
-    if visible < LEAST_VISIBLE:
-        reason = f"{visible:.0%} of the head in the picture"
+    reason = filters.out_of_picture(_visible(example, head))
+    if reason is not None:
         return building.Skipped(example.name, reason)
     schema.check(example, sizes, head)
     return example
@@ -271,7 +266,7 @@ def _example(
     )
     mask = np.clip(mask, 0.0, 1.0)
     normals = np.asarray(normals_of(head, params, person.hair, camera))
-    maps, box = _maps(head, params, camera, size=plan.sizes.map)
+    maps, box = framing.maps(head, params, camera, size=plan.sizes.map)
     return schema.Example(
         image=np.clip(image, 0.0, 1.0),
         normal=schema.unit_normals(normals, mask),
@@ -336,34 +331,10 @@ def normals_of(
     return condition_maps.area_reduce(seen, supersample)
 
 
-@functools.partial(jax.jit, static_argnames=("size",))
-def _maps(
-    head: HeadModel, params: HeadParams, camera: Camera, *, size: int
-) -> tuple[dict[str, Float[Array, "m m c"]], Float[Array, "4"]]:
-    """Condition maps by their names, and the box of the face."""
-    code, offset = condition_maps.surface_maps(head, params, camera, size=size)
-    pose = condition_maps.head_pose_map(head, params, camera, size=size)
-    maps = {"head_pose": pose, "position_code": code, "expression_offset": offset}
-    marks = landmarks.positions(head, head_model.vertices(head, params))
-    pixels, _ = camera.project(marks)
-    lower, upper = jnp.min(pixels, axis=0), jnp.max(pixels, axis=0)
-    middle, half = (lower + upper) / 2, FACE_MARGIN * jnp.max(upper - lower) / 2
-    return maps, jnp.concatenate([middle - half, middle + half])
-
-
 def _visible(example: schema.Example, head: HeadModel) -> float:
     """Share of the head's vertices that lie inside the picture."""
     side = len(example.image)
     pose = jaxlie.SE3(jnp.asarray(example.camera_from_world))
     camera = Camera(pose, jnp.asarray(example.intrinsics), side, side)
-    return float(_share_inside(head, jax.tree.map(jnp.asarray, example.params), camera))
-
-
-@jax.jit
-def _share_inside(
-    head: HeadModel, params: HeadParams, camera: Camera
-) -> Float[Array, ""]:
-    pixels, depth = camera.project(head_model.vertices(head, params))
-    inside = jnp.all((pixels >= 0) & (pixels <= camera.width), axis=-1) & (depth > 0)
-    counted = condition_maps.head_vertices(head)
-    return jnp.sum(inside & counted) / jnp.sum(counted)
+    params = jax.tree.map(jnp.asarray, example.params)
+    return float(framing.share_inside(head, params, camera))

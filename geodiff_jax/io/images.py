@@ -12,6 +12,8 @@ import pathlib
 import warnings
 from collections.abc import Mapping
 
+import av
+import av.error
 import numpy as np
 from jaxtyping import Float
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
@@ -101,6 +103,29 @@ def photo_from_array(image: np.ndarray, *, focal_pixels: float | None = None) ->
     rgb = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3]
     alpha = _varying(pixels[..., 3]) if pixels.shape[2] == 4 else None
     return Photo(np.ascontiguousarray(rgb), alpha, focal_pixels, digest, None)
+
+
+def read_exr(path: str | os.PathLike) -> Float[np.ndarray, "h w 3"]:
+    """Three channels of an OpenEXR file as they are: R, G, B, or X, Y, Z.
+
+    FFmpeg's decoder reads them; nothing is clipped or encoded. Raises
+    FileNotFoundError or ValueError in one sentence.
+    """
+    try:
+        with av.open(os.fspath(path), format="exr_pipe") as container:
+            frame = next(container.decode(video=0))
+        if not frame.format.name.startswith("gbr"):
+            raise ValueError(f"channels of the kind {frame.format.name}")
+        return frame.to_ndarray(format="gbrpf32le").astype(np.float32)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no image at {path}; check the path."
+        ) from None
+    except (av.error.FFmpegError, StopIteration, ValueError) as error:
+        raise ValueError(
+            f"Expected an OpenEXR image of three channels, got {path} "
+            f"({_first_line(error) or 'no picture'}); convert it first."
+        ) from error
 
 
 def write_png(

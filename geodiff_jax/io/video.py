@@ -1,14 +1,17 @@
 """H.264 films through PyAV, which carries its own codec."""
 
+import contextlib
+import dataclasses
 import fractions
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import av
 import av.error
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from geodiff_jax.io import atomic
 
@@ -57,11 +60,55 @@ def read_video(
     path: str | os.PathLike,
 ) -> tuple[Float[np.ndarray, "t h w 3"], float]:
     """Frames in [0, 1] and the frames per second of a film in any usual format."""
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+    if not frames:
+        raise ValueError(f"Expected a film, got {path} without a single frame.")
+    return np.stack(frames).astype(np.float32) / 255.0, rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a film's container says of it."""
+
+    width: int
+    height: int
+    rate: float
+    """Frames per second."""
+
+
+def read_shape(path: str | os.PathLike) -> Shape:
+    """Size and rate of a film, of which no frame is decoded. Raises as `read_video`."""
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        return Shape(stream.width, stream.height, rate)
+
+
+def read_frames(
+    path: str | os.PathLike, numbers: Sequence[int]
+) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
+    """Single frames by their numbers, which ascend; ends where the film does.
+
+    Decodes from the start, one frame in memory at a time. Raises as `read_video`.
+    """
+    wanted = set(numbers)
+    with _opened(path) as container:
+        last = max(wanted, default=-1)
+        for number, frame in enumerate(container.decode(video=0)):
+            if number > last:
+                return
+            if number in wanted:
+                yield number, frame.to_ndarray(format="rgb24")
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Any]:
     try:
         with av.open(os.fspath(path)) as container:
-            stream = container.streams.video[0]
-            frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            yield container
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no film at {path}.") from None
     except (av.error.FFmpegError, IndexError) as error:
@@ -69,9 +116,6 @@ def read_video(
             f"Expected a film, got {path}, which cannot be decoded ({error}); "
             "convert it to mp4 first."
         ) from error
-    if not frames:
-        raise ValueError(f"Expected a film, got {path} without a single frame.")
-    return np.stack(frames).astype(np.float32) / 255.0, rate
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Where an image metric looks: the head, not the body nor the background."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from geodiff_jax.geometry.camera import Camera
@@ -68,11 +68,22 @@ def face_mask(
     erosion: int = 2,
 ) -> Bool[np.ndarray, "h w"]:
     """Pixels whose nearest triangle is skin of the face, eroded."""
+    return face_triangles(head, params, camera, erosion=erosion) >= 0
+
+
+def face_triangles(
+    head: head_model.HeadModel,
+    params: head_model.HeadParams,
+    camera: Camera,
+    *,
+    erosion: int = 2,
+) -> Int[np.ndarray, "h w"]:
+    """The triangle that each pixel of `face_mask` sees, -1 in all others."""
     vertices = head_model.vertices(head, params)
     fragments = mesh_rasterizer.rasterize(vertices, head.faces, camera)
     is_face = head_model.face_region(head, "face")
     visible = np.asarray(fragments.face)
     mask = (visible >= 0) & is_face[np.maximum(visible, 0)]
-    if erosion == 0:
-        return mask
-    return ndimage.binary_erosion(mask, iterations=erosion)
+    if erosion > 0:
+        mask = ndimage.binary_erosion(mask, iterations=erosion)
+    return np.where(mask, visible, -1)

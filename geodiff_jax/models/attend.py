@@ -101,21 +101,16 @@ def _choose(queries: Array, keys: Array, mask: Array | None) -> Implementation:
 
 def _on_mesh(function: Callable[..., Array]) -> Callable[..., Array]:
     """`function` of (n, q, heads, width) arrays and a mask, by items and heads."""
-    mesh = jax.sharding.get_abstract_mesh()
-    # Axes that someone else has split are none of ours.
-    free = [n for n in mesh.auto_axes if n in sharding.AXES and mesh.shape[n] > 1]
+    free = sharding.free_axes()
     if not free:
         return function
 
     def run(*arrays: Array | None) -> Array:
         count = max(x.shape[0] for x in arrays if x is not None)
         heads = arrays[0].shape[2]
-        items = tuple(n for n in free if n != "tensor")
-        if count % math.prod(mesh.shape[n] for n in items):
-            items = ()
-        over_heads = "tensor" if "tensor" in free else None
-        if over_heads and heads % mesh.shape["tensor"]:
-            over_heads = None
+        items = sharding.item_axes(count)
+        tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
+        over_heads = "tensor" if "tensor" in free and heads % tensor == 0 else None
 
         def place(size: tuple[int, ...], heads_axis: int) -> PartitionSpec:
             spec = [items or None, *(None,) * 3]

@@ -192,7 +192,7 @@ def demand(report: Report, *, expected: Collection[str] = ()) -> None:
 def summary(report: Report, variables: Mapping[str, Any], *, name: str) -> list[str]:
     """What came of filling the variables from `name`, by the shortest paths, to read.
 
-    Unused names must be paths too, as in `pretrained.adopt`.
+    Unused names must be paths too, as in `adoption.adopt`.
     """
     every = flax.traverse_util.flatten_dict(dict(variables), sep="/").keys()
     filled = every - set(report.random)

@@ -74,6 +74,20 @@ def face_boxes(image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "n 4"]:
     return np.array(boxes, np.float64).reshape(-1, 4)
 
 
+def hand_boxes(image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "n 4"]:
+    """(left, top, right, bottom) of the hands, round their 21 points."""
+    pixels = _eight_bits(image)
+    size = np.array([pixels.shape[1], pixels.shape[0]], np.float64)
+    with (
+        _solutions() as solutions,
+        solutions.hands.Hands(static_image_mode=True, max_num_hands=4) as detector,
+    ):
+        found = detector.process(pixels).multi_hand_landmarks or []
+    points = [np.array([[p.x, p.y] for p in hand.landmark]) * size for hand in found]
+    boxes = [np.concatenate([p.min(axis=0), p.max(axis=0)]) for p in points]
+    return np.array(boxes, np.float64).reshape(-1, 4)
+
+
 def face_meshes(
     crops: list[Float[np.ndarray, "h w 3"]],
 ) -> list[Float[np.ndarray, "478 3"] | None]:

@@ -32,6 +32,8 @@ class Shot:
 
     timestep: int
     camera: int
+    camera_id: str
+    """The camera's own name, such as its serial number; else its index."""
     frame_id: int
     """timestep_index_original: where the recording has it; else the timestep."""
     size: tuple[float, float]
@@ -252,6 +254,7 @@ def _shot(entry: Mapping[str, Any], file: pathlib.Path) -> Shot:
     return Shot(
         timestep=timestep,
         camera=index("camera_index", 0),
+        camera_id=str(entry.get("camera_id", f"{index('camera_index', 0):02d}")),
         frame_id=index("timestep_index_original", timestep),
         size=(width, height),
         lens=(

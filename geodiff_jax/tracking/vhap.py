@@ -55,6 +55,8 @@ class Capture:
     missing, here and on disk."""
     masks: Mapping[tuple[int, int], str]
     """The same for the foreground masks."""
+    camera_ids: tuple[str, ...] = ()
+    """The views' own names, in their order, such as serial numbers of cameras."""
 
 
 def read(folder: str | os.PathLike, model: head_model.HeadModel) -> Capture:
@@ -80,11 +82,12 @@ def read(folder: str | os.PathLike, model: head_model.HeadModel) -> Capture:
     frames = [per_timestep[timestep] for timestep in sorted(per_timestep)]
     cameras = transforms.cameras(shots, path)
     stored = _gathered([path / shot.flame_param_path for shot in frames])
-    views = {camera: i for i, camera in enumerate(sorted({x.camera for x in shots}))}
+    names = {shot.camera: shot.camera_id for shot in shots}
+    views = {camera: i for i, camera in enumerate(sorted(names))}
     keyed = [((shot.frame_id, views[shot.camera]), shot) for shot in shots]
     return Capture(
         track=head_track.Track(
-            params=_head_params(stored, model, path),
+            params=head_params(stored, model, path),
             cameras=cameras,
             frame_ids=tuple(shot.frame_id for shot in frames),
             head_version=HEAD_VERSION,
@@ -92,6 +95,7 @@ def read(folder: str | os.PathLike, model: head_model.HeadModel) -> Capture:
         offsets=_offsets(stored, model, path),
         images={key: x.file_path for key, x in keyed},
         masks={key: x.fg_mask_path for key, x in keyed if x.fg_mask_path},
+        camera_ids=tuple(names[camera] for camera in views),
     )
 
 
@@ -124,7 +128,7 @@ def read_result(path: str | os.PathLike, model: head_model.HeadModel) -> Capture
     camera_from_world = arrays.OPENCV_FROM_OPENGL.copy()
     camera_from_world[2, 3] = 1.0
     _refuse_motion(stored, file)
-    params = _head_params(stored, model, file)
+    params = head_params(stored, model, file)
     return Capture(
         track=head_track.Track(
             params=params,
@@ -221,11 +225,17 @@ def _gathered(files: Sequence[pathlib.Path]) -> dict[str, np.ndarray]:
     return {**first, **moving}
 
 
-def _head_params(
+def head_params(
     stored: Mapping[str, np.ndarray],
     model: head_model.HeadModel,
     source: pathlib.Path,
 ) -> head_model.HeadParams:
+    """Parameters of frames from arrays in VHAP's terms, a row for each frame.
+
+    translation, rotation, neck_pose, jaw_pose (t, 3), eyes_pose (t, 6), expr (t, e) and
+    one shape, by FLAME's rules: the head turns about its root joint. `source` is what
+    complaints name. Raises ValueError where rows are missing, or do not fit together.
+    """
     poses = {name: arrays.rows(stored, name, n, source) for name, n in _POSES.items()}
     expressions = arrays.rows(stored, "expr", None, source)
     frames = len(expressions)

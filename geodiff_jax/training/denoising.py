@@ -125,12 +125,14 @@ def signals_of(params: Any, batch: Batch) -> Conditioning:
         return batch.signals
     field = splatted_features.FeatureField(**params[states.FIELD])
     draw = splatted_features.feature_maps
-    if not jax.sharding.get_abstract_mesh().empty:
+    if free := sharding.free_axes():
         # XLA cannot look into kernels: every device draws its own items.
+        items = PartitionSpec(sharding.item_axes(batch.latents.shape[0]) or None)
         draw = jax.shard_map(
             draw,
-            in_specs=(PartitionSpec(), sharding.BATCH),
-            out_specs=sharding.BATCH,
+            in_specs=(PartitionSpec(), items),
+            out_specs=items,
+            axis_names=set(free),
             check_vma=False,
         )
     return batch.signals.replace(features=draw(field, batch.surface))

@@ -7,6 +7,7 @@ waits for the device but at log intervals, and for a step long since given.
 
 import contextlib
 import dataclasses
+import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -65,6 +66,15 @@ class Batches(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Profile:
+    """Steps that are traced, by their numbers in the log, for TensorBoard or XProf."""
+
+    folder: pathlib.Path
+    first: int
+    last: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """How long, and how often something is kept. All are ours."""
 
@@ -74,6 +84,7 @@ class Plan:
     look_every: int = 1000
     most_failing: int = 20
     """Steps in a row without a finite gradient after which there is no hope."""
+    profile: Profile | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +174,18 @@ def run(
     """
     number = start = int(state.step)
     meter = _Meter(work, devices=mesh.size)
-    with _termination() as asked, _progress(plan.steps - start) as advance:
+    with (
+        _termination() as asked,
+        _progress(plan.steps - start) as advance,
+        _tracing(plan.profile) as traced,
+    ):
         while number < plan.steps:
-            with meter.waiting():
-                batch = next(batches)
-            state, figures, counters = step(state, sharding.place_batch(batch, mesh))
+            with traced(number + 1) as results:
+                with meter.waiting():
+                    batch = next(batches)
+                placed = sharding.place_batch(batch, mesh)
+                state, figures, counters = step(state, placed)
+                results.append(figures)
             meter.add(figures, first=number == start)
             number += 1
             advance()
@@ -195,6 +213,39 @@ def _progress(steps: int) -> contextlib.AbstractContextManager[reporting.Advance
     if jax.process_index() == 0:
         return reporting.progress("Training", steps)
     return contextlib.nullcontext(lambda: None)
+
+
+@contextlib.contextmanager
+def _tracing(
+    profile: Profile | None,
+) -> Iterator[Callable[[int], contextlib.AbstractContextManager[list]]]:
+    """Yields what goes around each step; by one process, as all do the same."""
+    running = False
+
+    @contextlib.contextmanager
+    def around(number: int) -> Iterator[list]:
+        nonlocal running
+        results: list[Figures] = []
+        wanted = profile is not None and profile.first <= number <= profile.last
+        if not wanted or jax.process_index() > 0:
+            yield results
+            return
+        if not running:
+            jax.profiler.start_trace(profile.folder)
+            running = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield results
+        if number == profile.last:
+            # The device is behind; what it does then belongs to these steps too.
+            jax.block_until_ready(results)
+            jax.profiler.stop_trace()
+            running = False
+
+    try:
+        yield around
+    finally:
+        if running:
+            jax.profiler.stop_trace()
 
 
 class _Meter:

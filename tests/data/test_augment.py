@@ -80,6 +80,21 @@ def test_noise_and_blur_are_as_strong_as_named():
     assert abs(np.sqrt(spread - 1.25) - 1.5) < 0.15
 
 
+def test_every_crop_has_noise_of_its_own_and_again_the_same():
+    flat = np.full((64, 64, 3), 128, np.uint8)
+    box, change = np.array([0.0, 0, 64, 64]), augment.Change(noise=0.03)
+
+    def drawn(seed):
+        generator = np.random.default_rng(seed)
+        crops = [augment.crop(generator, flat, box, change, size=64) for _ in range(4)]
+        return np.stack(crops).reshape(4, -1)
+
+    np.testing.assert_array_equal(drawn(0), drawn(0))
+    between = np.corrcoef(np.concatenate([drawn(0), drawn(1)]))
+    # 12,288 values each: five deviations of a correlation between independent ones.
+    assert np.abs(between - np.eye(8)).max() < 5 / np.sqrt(3 * 64**2)
+
+
 def test_draws_stay_in_their_ranges_and_reach_them():
     ranges = augment.Ranges()
     drawn = [augment.draw(np.random.default_rng(i), ranges) for i in range(800)]

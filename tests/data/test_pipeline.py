@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 
 import jax
 import jax.numpy as jnp
@@ -225,6 +226,21 @@ def test_workers_give_the_same_batches_from_anywhere():
             same(next(iterator), expected[number])
         assert iterator.get_state() == {"batches": 7}
         iterator.close()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_nothing_else_changes(caplog):
+    launch.parse_flags()
+    data = batches(contents=PICTURES)
+    iterator = pipeline.Iterator(data, workers=1)
+    same(next(iterator), data[0])
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with caplog.at_level("WARNING", logger="absl"):
+        for number in range(1, 7):
+            same(next(iterator), data[number])
+    assert "again: Grain worker process 0 was terminated" in caplog.text
+    iterator.close()
 
 
 BROKEN = {

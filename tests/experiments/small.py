@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.configs import geodiff4d
+from experiments.configs import generator, geodiff4d
 from tests.experiments import launch
 
 train_denoiser = launch.import_apart("experiments.train_denoiser")
@@ -30,8 +30,7 @@ def config() -> Any:
 
 def state(config: Any) -> Any:
     """Random also where training starts at zero, since zeros stop gradients."""
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    shapes = generator.state_shapes(config)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")

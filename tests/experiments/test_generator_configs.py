@@ -43,7 +43,7 @@ def names(tree):
 def test_networks_fit_their_batches(module, argument):
     config = module.get_config(argument)
     network, batch, state = shapes_of(config)
-    variables = {"params": state.params, "batch_stats": state.statistics}
+    variables = states.variables_of(state)
     loss = functools.partial(
         denoising.loss,
         apply=network.apply,
@@ -53,7 +53,7 @@ def test_networks_fit_their_batches(module, argument):
     key = jax.eval_shape(lambda: jax.random.key(0))
     value, _ = jax.eval_shape(loss, key, variables=variables, batch=batch)
     assert value.shape == ()
-    temporal = [name for name in names(state.params) if "temporal" in name]
+    temporal = [name for name in names(variables["params"]) if "temporal" in name]
     assert bool(temporal) == (config.trained == "temporal")
 
 
@@ -178,9 +178,9 @@ def test_the_papers_second_stage_lowers_without_its_hardware(platform):
     batch = generator.batch_shapes(config)
     assert batch.latents.shape == (8, 2, 1, 16, 64, 64, 4)
     lowered = paper_size.lower(config, platform)
-    counted = sum(
-        math.prod(x.shape) for x in jax.tree.leaves(shapes_of(config)[2].params)
-    )
+    state = shapes_of(config)[2]
+    parameters = jax.tree.leaves((state.params, state.resting))
+    counted = sum(math.prod(x.shape) for x in parameters)
     # Stable Diffusion's 860 M twice, and X-NeMo's 370 M, 454 M and 62 M of modules.
     assert 2.0e9 < counted < 3.0e9
     assert lowered.cost_analysis()["flops"] > 1e14

@@ -1,12 +1,11 @@
 """Configs at the papers' sizes are the networks whose weights are handed out."""
 
 import flax.traverse_util
-import jax
 import numpy as np
 import pytest
 
 from experiments.configs import cap4d, generator, geodiff4d
-from geodiff_jax.models import pretrained, weights
+from geodiff_jax.models import adoption, pretrained, weights
 from geodiff_jax.training import state as states
 from tests.experiments import launch
 from tests.models import named_tensors
@@ -48,10 +47,9 @@ def test_geodiff4d_is_what_x_nemos_checkpoints_fit():
 def random_after(argument, sources):
     """(what stays random, what starts at zero) of the paper's GeoDiff4D."""
     config = geodiff4d.get_config(f"size=paper,{argument}")
-    key = jax.random.key(0)
-    state = jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    state = generator.state_shapes(config)
     variables = states.variables_of(state)
-    filled, report = pretrained.initialise(variables, sources)
+    filled, report = adoption.initialise(variables, sources)
     every = flax.traverse_util.flatten_dict(filled, sep="/").keys()
     return weights.branches(report.random, every - set(report.random)), report.padded
 

@@ -67,6 +67,15 @@ def test_meshes_that_are_none_are_refused(text):
         launch.mesh_shape(text)
 
 
+@pytest.mark.parametrize("text", ["", "3", "0:2", "4:3", "a:b"])
+def test_steps_that_are_none_are_not_traced(text):
+    assert launch.profile(None, "run") is None
+    found = launch.profile("2:3", "run")
+    assert (str(found.folder), found.first, found.last) == ("run/profile", 2, 3)
+    with pytest.raises(ValueError, match="--profile_steps as FIRST:LAST"):
+        launch.profile(text, "run")
+
+
 def test_a_config_files_own_sentence_is_what_one_reads(capsys):
     trace = "Error: Traceback (most recent call last):\n  File x\nValueError: Say: no."
     for reason in (trace, KeyError("Say: no."), ValueError("Say: no.")):
@@ -148,8 +157,7 @@ def paper_state():
     """Of both stages in one: everything learns, temporal modules included."""
     config = geodiff4d.get_config("stage=2,size=paper")
     config.trained = ""
-    key = jax.random.key(0)
-    return jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    return generator.state_shapes(config)
 
 
 @pytest.mark.parametrize("shape", [(32, 8, 1), (1, 64, 1), (4, 8, 8)])
@@ -178,9 +186,8 @@ def test_rules_know_every_parameter(paper):
 
 @functools.cache
 def tiny_state(paper, argument):
-    key = jax.random.key(0)
     config = SETTINGS[paper][0].get_config(argument)
-    return jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    return generator.state_shapes(config)
 
 
 # Who is trained when: papers, parts of parameters' paths, and stages that train them.
@@ -298,8 +305,7 @@ def converted(tmp_path_factory):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_converted_checkpoint_fits_its_config_wholly(converted, capsys, stage):
     config = cap4d.get_config(f"stage={stage},size=tiny")
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: train_denoiser.fresh_state(key, config))
+    shapes = generator.state_shapes(config)
     filled = train_denoiser.adopted_variables(config, str(converted))
     said = capsys.readouterr().out
     assert "stay" not in said and "zero" not in said

@@ -1,12 +1,21 @@
 """Checkpoints of names and shapes alone: random ones, and released ones of zeros."""
 
+import functools
 import json
 import zlib
 
 import flax.traverse_util
+import jax.numpy as jnp
 import numpy as np
 
-from geodiff_jax.models import attention, names_unet, names_vae, pretrained, weights
+from geodiff_jax.models import (
+    attention,
+    names_unet,
+    names_vae,
+    pretrained,
+    unet,
+    weights,
+)
 from tests.conftest import shared_data
 
 
@@ -47,6 +56,28 @@ def checkpoint(table: weights.Table, variables: dict) -> dict[str, np.ndarray]:
         shape = flat[entry.path].shape
         tensors[name] = draw(name, tuple(shape[i] for i in orders[entry.layout]))
     return tensors
+
+
+def of_diffusers(
+    module: unet.UNet, *, channels: int, context: int
+) -> dict[str, np.ndarray]:
+    """All tensors of a UNet in diffusers' layout."""
+    shapes = weights.template(
+        module,
+        jnp.zeros((1, 1, 1, 1, 8, 8, channels)),
+        jnp.zeros(()),
+        context=jnp.zeros((1, 1, 1, 1, 1, context)),
+    )
+    return checkpoint(names_unet.diffusers_table(module), shapes)
+
+
+@functools.cache
+def tiny() -> tuple[unet.UNet, dict[str, np.ndarray]]:
+    """The smallest UNet, and a checkpoint of it."""
+    module = unet.UNet(
+        channels=32, multipliers=(1, 1), blocks=1, tokens=(unet.IMAGE, ()), heads=(8, 8)
+    )
+    return module, of_diffusers(module, channels=4, context=24)
 
 
 def cap4d(parts: dict[str, tuple]) -> dict[str, np.ndarray]:

@@ -16,11 +16,9 @@ from geodiff_jax.models import (
     attention,
     denoiser,
     expression_encoder,
-    names_unet,
     pretrained,
     unet,
     vae,
-    weights,
 )
 from geodiff_jax.render import conditioning
 from tests.conftest import shared_data
@@ -205,19 +203,6 @@ TINY = {
 """Of Stable Diffusion's UNets in `sd_unets.npz`."""
 
 
-def random_checkpoint(
-    module: unet.UNet, *, channels: int, context: int
-) -> dict[str, np.ndarray]:
-    """All tensors of a UNet in diffusers' layout."""
-    shapes = weights.template(
-        module,
-        jnp.zeros((1, 1, 1, 1, 8, 8, channels)),
-        jnp.zeros(()),
-        context=jnp.zeros((1, 1, 1, 1, 1, context)),
-    )
-    return named_tensors.checkpoint(names_unet.diffusers_table(module), shapes)
-
-
 @pytest.mark.parametrize(
     ("layout", "heads", "sizes"),
     [("sd15_unet", (8, 8, 8), {}), ("sd21_unet", (2, 4, 4), {"head_width": 16})],
@@ -226,7 +211,7 @@ def test_tiny_unets_agree_with_diffusers(layout, heads, sizes):
     arrays = np.load(pathlib.Path(__file__).with_name("sd_unets.npz"))
     names = ("latents", "t", "context", "out")
     latents, t, context, out = (arrays[f"{layout}_{name}"] for name in names)
-    tensors = random_checkpoint(
+    tensors = named_tensors.of_diffusers(
         unet.UNet(**TINY, heads=heads), channels=4, context=context.shape[-1]
     )
     module, variables = pretrained.build(layout, tensors, sizes)
@@ -287,21 +272,36 @@ def test_released_mmdm_fills_the_full_size_and_nothing_else_is_let_pass():
 
 
 BLOCK = "transformer_blocks.0.attn1"
-SQUARE = {
-    ("unet", "time_embed.2"): "time2",
-    ("unet", "middle_block.1.proj_in"): "middle_attention0/proj_in",
-    ("unet", f"input_blocks.4.1.{BLOCK}.to_q"): "down1_attention0/block/along/to_q",
-    ("unet", f"input_blocks.4.1.{BLOCK}.to_k"): "down1_attention0/block/along/to_k",
-    ("unet", f"output_blocks.11.1.{BLOCK}.to_v"): "up0_attention2/block/along/to_v",
-    (
-        "unet",
-        f"output_blocks.3.1.{BLOCK}.to_out.0",
-    ): "up2_attention0/block/along/to_out",
-    ("unet", "output_blocks.5.2.conv"): "up2_upsample/conv",
-    ("vae", "encoder.mid.attn_1.q"): "encoder/middle/attention/to_q",
-    ("vae", "decoder.up.0.block.2.conv2"): "decoder/up0_2/conv2",
+ALONG = "attention0/block/along/attention"
+CAP4D_SQUARES = {
+    "unet": {
+        "time_embed.2": "time2",
+        "middle_block.1.proj_in": "middle_attention0/proj_in",
+        f"input_blocks.4.1.{BLOCK}.to_q": f"down1_{ALONG}/to_q",
+        f"input_blocks.4.1.{BLOCK}.to_k": f"down1_{ALONG}/to_k",
+        f"output_blocks.11.1.{BLOCK}.to_v": "up0_attention2/block/along/attention/to_v",
+        f"output_blocks.3.1.{BLOCK}.to_out.0": f"up2_{ALONG}/to_out",
+        "output_blocks.5.2.conv": "up2_upsample/conv",
+    },
+    "vae": {
+        "encoder.mid.attn_1.q": "encoder/middle/attention/to_q",
+        "decoder.up.0.block.2.conv2": "decoder/up0_2/conv2",
+    },
 }
 """Kernels of CAP4D's checkpoint whose shapes do not tell a transpose, and ours."""
+
+
+def check_places(
+    squares: dict[str, str], tensors: dict[str, np.ndarray], variables: dict
+) -> None:
+    """Kernels of a checkpoint lie at our paths, inputs and outputs not swapped."""
+    flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    for name, path in squares.items():
+        tensor = tensors[f"{name}.weight"]
+        found = flat[f"{path}/kernel"]
+        assert tensor.shape[0] == tensor.shape[1], name
+        turned = tensor.transpose(*range(2, tensor.ndim), 1, 0)
+        np.testing.assert_array_equal(found, turned.reshape(found.shape), name)
 
 
 @pytest.mark.slow
@@ -317,13 +317,10 @@ def test_the_full_mmdm_is_loaded_in_place_and_generates_views():
         if dtype == "float32"
     }
     modules, variables = pretrained.build("cap4d_mmdm_100k", tensors)
-    for (part, name), path in SQUARE.items():
-        tensor = tensors[f"{pretrained.CAP4D_PARTS[part]}{name}.weight"]
-        flat = flax.traverse_util.flatten_dict(variables[part]["params"], sep="/")
-        found = flat[f"{path.replace('along/', 'along/attention/')}/kernel"]
-        assert tensor.shape[0] == tensor.shape[1], name
-        turned = tensor.transpose(*range(2, tensor.ndim), 1, 0)
-        np.testing.assert_array_equal(found, turned.reshape(found.shape), name)
+    for part, squares in CAP4D_SQUARES.items():
+        prefix = pretrained.CAP4D_PARTS[part]
+        named = {prefix + name: path for name, path in squares.items()}
+        check_places(named, tensors, variables[part])
     del tensors  # As large as the variables.
     views = generate(modules["unet"], variables["unet"]["params"], references=2)
     assert np.isfinite(views).all() and 0.1 < np.std(views) < 10.0
@@ -370,6 +367,56 @@ def generate(module: unet.UNet, params: dict, *, references: int) -> np.ndarray:
     return views
 
 
+NET_SQUARES = {
+    "time_embedding.linear_2": "time2",
+    f"down_blocks.1.attentions.0.{BLOCK}.to_q": f"down1_{ALONG}/to_q",
+    f"down_blocks.1.attentions.0.{BLOCK}.to_out.0": f"down1_{ALONG}/to_out",
+    "down_blocks.1.downsamplers.0.conv": "down1_downsample/conv",
+    "up_blocks.1.resnets.0.time_emb_proj": "up2_residual0/embedding",
+}
+MODULE = "temporal_transformer.transformer_blocks.0.attention_blocks"
+X_NEMO_SQUARES = {
+    "xnemo_reference_unet": NET_SQUARES,
+    "xnemo_denoising_unet": NET_SQUARES
+    | {
+        f"down_blocks.1.motion_modules.0.{MODULE}.0.to_q": (
+            "down1_expression0/block/attention1/to_q"
+        ),
+        f"down_blocks.1.motion_modules.1.{MODULE}.1.to_out.0": (
+            "down1_expression1/block/attention2/to_out"
+        ),
+        f"down_blocks.1.temporal_modules.0.{MODULE}.0.to_k": (
+            "down1_temporal0/block/attention1/to_k"
+        ),
+        f"down_blocks.1.temporal_modules.1.{MODULE}.1.to_v": (
+            "down1_temporal1/block/attention2/to_v"
+        ),
+    },
+    "xnemo_motion_encoder": {
+        "model.conv4.conv1": "block3/conv1",
+        "model.m0.b3_1.conv3": "hourglass/up1/conv3",
+        "model.att_1.transformer_blocks.0.attention_blocks.0.to_q": (
+            "attention1/attention/to_q"
+        ),
+    },
+}
+"""The same of X-NeMo's."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", X_NEMO_SQUARES)
+def test_random_tensors_of_x_nemos_sizes_are_loaded_in_place(layout):
+    """In half precision, so that 10 GB are enough."""
+    files = (layout, *(("xnemo_temporal_module",) if "denoising" in layout else ()))
+    tensors = named_tensors.released(*files) | {
+        name: named_tensors.draw(name, shape).astype(np.float16)
+        for name, (shape, dtype) in named_tensors.layout_of(*files).items()
+        if dtype == "float32" and not name.endswith(".pe")
+    }
+    _, variables = pretrained.build(layout, tensors)
+    check_places(X_NEMO_SQUARES[layout], tensors, variables)
+
+
 def test_released_motion_encoder_fills_the_full_size():
     tensors = named_tensors.released("xnemo_motion_encoder")
     made = pretrained.plan("xnemo_motion_encoder", tensors)
@@ -377,17 +424,8 @@ def test_released_motion_encoder_fills_the_full_size():
     made.load(tensors)
 
 
-@functools.cache
-def tiny() -> tuple[unet.UNet, dict[str, np.ndarray]]:
-    """The smallest UNet, and a checkpoint of it."""
-    module = unet.UNet(
-        channels=32, multipliers=(1, 1), blocks=1, tokens=(unet.IMAGE, ()), heads=(8, 8)
-    )
-    return module, random_checkpoint(module, channels=4, context=24)
-
-
 def test_half_a_file_is_refused_by_name():
-    _, tensors = tiny()
+    _, tensors = named_tensors.tiny()
     for broken, complaint in (
         ({**tensors, "extra.weight": np.zeros(3)}, "1 unused: extra.weight"),
         ({**tensors, "conv_in.bias": np.zeros(3)}, r"conv_in.bias: \[3\], not \[32\]"),
@@ -413,7 +451,7 @@ def without(tensors: dict[str, np.ndarray], beginning: str) -> dict[str, np.ndar
 
 
 def test_layouts_and_sizes_that_do_not_exist_are_refused():
-    _, tensors = tiny()
+    _, tensors = named_tensors.tiny()
     with pytest.raises(ValueError, match="sd15_unet.*got 'sd3'"):
         pretrained.build("sd3", tensors)
     with pytest.raises(ValueError, match="head_width.*got {'depth'}"):
@@ -421,7 +459,7 @@ def test_layouts_and_sizes_that_do_not_exist_are_refused():
 
 
 def test_heads_and_uneven_widths_are_sizes():
-    _, tensors = tiny()
+    _, tensors = named_tensors.tiny()
     uneven = unet.UNet(
         channels=64,
         multipliers=(1, 1.5),
@@ -429,14 +467,14 @@ def test_heads_and_uneven_widths_are_sizes():
         tokens=(unet.IMAGE, ()),
         heads=(4, 6),
     )
-    drawn = random_checkpoint(uneven, channels=4, context=24)
+    drawn = named_tensors.of_diffusers(uneven, channels=4, context=24)
     assert pretrained.plan("sd15_unet", drawn, {"head_width": 16}).module == uneven
     for sizes, heads in (({"heads": 2}, (2, 2)), ({"heads": [2, 4]}, (2, 4))):
         assert pretrained.plan("sd21_unet", tensors, sizes).module.heads == heads
 
 
 def test_half_precision_is_accepted():
-    module, tensors = tiny()
+    module, tensors = named_tensors.tiny()
     halves = {name: x.astype(np.float16) for name, x in tensors.items()}
     found, variables = pretrained.build("sd15_unet", halves)
     assert found == module
@@ -453,94 +491,3 @@ def test_positions_that_are_no_sinusoids_are_refused():
     pretrained.check_positions(name, {name: stored.astype(np.float16)})
     with pytest.raises(ValueError, match=name):
         pretrained.check_positions(name, {name: stored[:, ::-1]})
-
-
-def test_initialising_names_exactly_what_stays_random():
-    small, tensors = tiny()
-    larger = small.clone(
-        cross_attention=False, expression_modules=True, temporal_modules=True
-    )
-    shapes = weights.template(
-        larger,
-        jnp.zeros((1, 1, 1, 1, 8, 8, 7)),
-        jnp.zeros(()),
-        expression=jnp.zeros((1, 1, 1, 1, 1, 16)),
-    )
-    variables = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes)
-    model = {
-        "params": {"unet": variables["params"], "label": {"embedding": np.ones(2)}}
-    }
-    filled, report = pretrained.initialise(model, {"unet": ("sd15_unet", tensors)})
-    assert report.padded == ("params/unet/conv_in/kernel: 3 of 7 inputs",)
-    kernel = filled["params"]["unet"]["conv_in"]["kernel"]
-    old = tensors["conv_in.weight"].transpose(2, 3, 1, 0)
-    np.testing.assert_array_equal(kernel[..., :4, :], old)
-    assert not kernel[..., 4:, :].any()
-    kinds = {path.split("/")[2].split("_")[-1][:-1] for path in report.random[1:]}
-    assert report.random[0] == "params/label/embedding"
-    assert kinds == {"expression", "temporal"}
-    assert all(".attn2." in name or ".norm2." in name for name in report.unused)
-    # All else is the checkpoint's, and what is named is as it was.
-    flat, before = (
-        flax.traverse_util.flatten_dict(x, sep="/") for x in (filled, model)
-    )
-    for path in before:
-        is_as_it_was = np.array_equal(flat[path], before[path])
-        assert is_as_it_was == (path in report.random), path
-
-
-def test_initialising_a_part_that_is_not_there_is_refused():
-    _, tensors = tiny()
-    with pytest.raises(ValueError, match="submodule 'unet' for sd15_unet"):
-        pretrained.initialise({"params": {}}, {"unet": ("sd15_unet", tensors)})
-
-
-def test_converted_weights_enter_as_their_checkpoint_does():
-    """Into more channels and modules too; parts that the model lacks are unused."""
-    small, tensors = tiny()
-    larger = small.clone(cross_attention=False, temporal_modules=True)
-    network = denoiser.Denoiser(unet=larger)
-    shapes = weights.template(larger, jnp.zeros((1, 1, 1, 1, 8, 8, 7)), jnp.zeros(()))
-    variables = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes)
-    model = {"params": {"unet": variables["params"]}}
-    converted = {
-        "unet": (small, pretrained.plan("sd15_unet", tensors).load(tensors)),
-        "vae": (vae.AutoencoderKL(), {"params": {"quant": {"bias": np.zeros(8)}}}),
-    }
-    adopted, report = pretrained.adopt(network, model, converted)
-    wanted, other = pretrained.initialise(model, {"unet": ("sd15_unet", tensors)})
-    jax.tree.map(np.testing.assert_array_equal, adopted, wanted)
-    assert (report.random, report.padded) == (other.random, other.padded)
-    assert report.random and report.padded
-    assert "params/vae/quant/bias" in report.unused
-    for part, names in (("unet", ("across", "norm2")), ("vae", ("quant",))):
-        unused = [x for x in report.unused if x.startswith(f"params/{part}/")]
-        assert all(any(name in x for name in names) for x in unused)
-
-
-def test_converted_weights_of_another_network_are_refused():
-    small, tensors = tiny()
-    own = pretrained.plan("sd15_unet", tensors).load(tensors)
-    model = {"params": {"unet": own["params"]}}
-    network = denoiser.Denoiser(unet=small)
-    for parts, complaint in (
-        (
-            {"unet": (small.clone(heads=(2, 2)), own)},
-            r"heads \(8, 8\), got .* \(2, 2\)",
-        ),
-        ({"vae": (vae.AutoencoderKL(), own)}, "submodules, got vae"),
-        (
-            {"unet": (small, {"params": {"conv_in": {"bias": np.zeros(3)}}})},
-            r"params/unet/conv_in/bias: \[3\], not \[32\]",
-        ),
-    ):
-        with pytest.raises(ValueError, match=complaint):
-            pretrained.adopt(network, model, parts)
-    modules = {"cross_attention": False, "expression_modules": True}
-    other = small.clone(**modules, module_heads=2)
-    with pytest.raises(ValueError, match="module_heads 8, got"):
-        pretrained.adopt(
-            denoiser.Denoiser(unet=small.clone(**modules)),
-            model,
-            {"unet": (other, own)},
-        )

@@ -16,6 +16,7 @@ import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -29,24 +30,37 @@ from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 
 STEPS, ITEMS, SIDE, CROP, CHANNELS, TEXELS = 5, 8, 4, 8, 32, 6
-KEY = jax.random.key(0)
 SETTINGS = optimizers.Settings(learning_rate=1e-3)
 
 
 class EveryLayer(nn.Module):
-    """Called as a denoiser; tokens of an expression come from crops of faces."""
+    """Called as a denoiser; tokens of an expression come from crops of faces.
+
+    Times are one per item."""
 
     @nn.compact
     def __call__(
-        self, latents, t, signals, *, reference, driving, dropped, frames, train, **_
+        self,
+        latents,
+        t,
+        signals,
+        *,
+        reference,
+        driving,
+        dropped=None,
+        frames=None,
+        train=False,
+        **_,
     ):
-        tokens = (
-            self._express(driving, train) * ~dropped[:, None, None, None, None, None]
-        )
+        tokens = self._express(driving, train)
+        if dropped is not None:
+            tokens *= ~dropped[:, None, None, None, None, None]
         bank = nn.Dense(2 * CHANNELS, name="remember")(reference.latents)
-        bank = bank.reshape(ITEMS, -1, 2 * CHANNELS)
+        bank = bank.reshape(len(latents), -1, 2 * CHANNELS)
         x = layers.conv(CHANNELS, dtype=np.float32, name="conv_in")(latents)
-        x = x + nn.Dense(CHANNELS, name="guide")(signals.features)[:, None]
+        if signals.features is not None:
+            x = x + nn.Dense(CHANNELS, name="guide")(signals.features)[:, None]
+        t = jnp.broadcast_to(t, (len(latents), 1, 1, 1))
         embedding = layers.timestep_embedding(t, CHANNELS)
         label = nn.Embed(2, CHANNELS, name="domain_label")(np.arange(2))
         embedding = embedding + label[None, :, None, None]
@@ -65,7 +79,7 @@ class EveryLayer(nn.Module):
         x = expression_encoder.ConvBlock(16, name="block")(x, train)
         x = nn.Dropout(0.5, deterministic=not train)(x).mean((1, 2))
         tokens = nn.Dense(4 * 8, name="to_tokens")(x)
-        return tokens.reshape(ITEMS, 1, *driving.shape[1:3], 4, 8)
+        return tokens.reshape(len(driving), 1, *driving.shape[1:3], 4, 8)
 
 
 def batch(number: int) -> denoising.Batch:
@@ -95,12 +109,15 @@ def first_state() -> states.TrainState:
     """Random also where training starts at zero, since zeros stop gradients."""
 
     def make():
-        one, field = batch(0), splatted_features.even_field(KEY, size=TEXELS)
+        one, field = (
+            batch(0),
+            splatted_features.even_field(jax.random.key(0), size=TEXELS),
+        )
         shown = np.zeros((ITEMS, 1, 2, SIDE, SIDE, 8), np.float32)
         options = {"reference": one.reference, "driving": one.driving}
         dropped = np.zeros(ITEMS, bool)
         variables = EveryLayer().init(
-            KEY,
+            jax.random.key(0),
             one.latents,
             np.zeros((ITEMS, 1, 1, 1), int),
             one.signals.replace(features=shown),

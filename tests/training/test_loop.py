@@ -1,8 +1,10 @@
 """Runs go on where they ended, whatever ended them, and tell what they do."""
 
+import gzip
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from geodiff_jax import checkpoint
+from geodiff_jax.training import loop
 from tests.training import toy
 
 TIMED = ("_per_s", "data_wait_share", "memory_mb")
@@ -106,6 +109,18 @@ def test_one_looks_at_every_so_many_steps_and_at_the_last(uninterrupted, tmp_pat
     assert [line for line in curve(tmp_path) if line not in noted] == curve(folder)
 
 
+@pytest.mark.parametrize("steps", [(3, 4), (9, 99)])
+def test_steps_are_traced_and_the_run_is_the_same(uninterrupted, tmp_path, steps):
+    """Also where the run ends before they do."""
+    _, state = uninterrupted
+    profile = loop.Profile(tmp_path / "profile", *steps)
+    assert_same(toy.run(tmp_path, 10, profile=profile), state)
+    (trace,) = (tmp_path / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    found = {e["args"]["step_num"] for e in events if e.get("name") == "train"}
+    assert found == {str(x) for x in range(1, 11) if steps[0] <= x <= steps[1]}
+
+
 class Terminating(toy.Batches):
     """Someone ends the process while it reads the sixth batch."""
 
@@ -123,6 +138,38 @@ def test_sigterm_saves_and_ends(uninterrupted, tmp_path):
     assert (tmp_path / "checkpoints" / "00000006" / "contents.json").exists()
     assert_same(toy.run(tmp_path, 10), state)
     assert curve(tmp_path) == curve(folder)
+
+
+class Filling(toy.Batches):
+    """The disk is full when the eighth step is logged and saved, and then no more."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.saves = folder / "checkpoints"
+
+    def __next__(self):
+        if self.number in (7, 8):  # Saving goes on beside the steps: wait for its end.
+            last = self.saves / "00000004" / "contents.json"
+            while not last.exists() or (self.saves / "00000008").exists():
+                time.sleep(0.01)
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            limit = 100 if self.number == 7 else hard
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        return super().__next__()
+
+
+# Of orbax's own loop, closed before all of its writes had failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(
+    uninterrupted, tmp_path, capsys
+):
+    folder, state = uninterrupted
+    assert_same(toy.run(tmp_path, 10, batches=Filling(tmp_path)), state)
+    assert curve(tmp_path) == curve(folder)
+    said = capsys.readouterr().err
+    assert said.count("Cannot log to") == said.count("00000008: File too large") == 1
+    saved = sorted(x.name for x in (tmp_path / "checkpoints").iterdir())
+    assert saved == ["00000004", "00000010"]
 
 
 def test_bad_steps_are_counted_and_too_many_end_the_run(tmp_path):

@@ -92,6 +92,7 @@ def run(
     most_failing: int = 20,
     look_every: int = 1000,
     look: loop.Look | None = None,
+    profile: loop.Profile | None = None,
 ) -> states.TrainState:
     """Starts, or goes on where the folder's last run was."""
     batches = Batches() if batches is None else batches
@@ -108,6 +109,7 @@ def run(
             save_every=save_every,
             most_failing=most_failing,
             look_every=look_every,
+            profile=profile,
         )
         work = loop.Work(images=4, forward_flops=1e6)
         options = {"plan": plan, "work": work, "mesh": mesh(), "look": look}

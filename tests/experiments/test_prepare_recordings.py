@@ -1,0 +1,390 @@
+"""Fitted recordings by the command line, from fixtures in the datasets' layouts."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from absl.testing import flagsaver
+
+from experiments import prepare_data
+from geodiff_jax.data import recordings, schema
+from geodiff_jax.head import files as head_files
+from geodiff_jax.tracking import mediapipe_models
+from tests.data import (
+    ava256_files,
+    capture_files,
+    nersemble_files,
+    portraits,
+    renderme360_files,
+    synth_human_files,
+)
+from tests.experiments import launch
+
+
+def run(**values):
+    launch.parse_flags()
+    with flagsaver.flagsaver(plan="toy", **values):
+        prepare_data.main([])
+
+
+def refused(capsys, **values):
+    with pytest.raises(SystemExit) as stop:
+        run(**values)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("prepare_data: ")
+    assert not any(line.startswith("prepare_data: ") for line in said[:-1])
+    return said[-1]
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """Two fitted participants, one without a fit, one whose films are torn."""
+    folder = tmp_path_factory.mktemp("studio")
+    head_files.save(folder / "head.safetensors", portraits.head())
+    for subject in ("017", "018", "019"):
+        nersemble_files.write_participant(folder / "source", subject)
+    for subject in ("017", "018", "020"):
+        nersemble_files.write_fit(folder / "track", subject)
+    nersemble_files.write_participant(folder / "source", "020")
+    for film in (folder / "source" / "020").rglob("*.mp4"):
+        film.write_bytes(film.read_bytes()[:200])
+    return folder
+
+
+def flags_of(studio, data_dir):
+    return {
+        "dataset": "nersemble",
+        "source": str(studio / "source"),
+        "track": str(studio / "track"),
+        "head": str(studio / "head.safetensors"),
+        "held_out": ["018"],
+        "data_dir": str(data_dir),
+    }
+
+
+@pytest.fixture(scope="module")
+def built(studio, tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("data")
+    run(**flags_of(studio, data_dir))
+    (report,) = data_dir.rglob("report.json")
+    return report.parent
+
+
+def records_of(folder, split="train"):
+    return list(tfds.builder_from_directory(str(folder)).as_data_source(split))
+
+
+def test_the_report_counts_and_names_the_reasons(built):
+    report = json.loads((built / "report.json").read_text())
+    each = len(nersemble_files.SERIALS) * nersemble_files.FRAMES
+    assert report["train"]["examples"] == report["held_out"]["examples"] == each
+    skipped = {one["name"]: one["reason"] for one in report["train"]["skipped"]}
+    for serial in nersemble_files.SERIALS:
+        assert skipped.pop(f"019/EXP-1-head/{serial}") == "no fit"
+        assert skipped.pop(f"020/EXP-1-head/{serial}").startswith("corrupt file")
+    assert not skipped
+
+
+def test_pictures_show_what_the_fit_says(built):
+    """Colours of the fixture are normals: camera, clock, colours and fit must agree."""
+    for split in ("train", "held_out"):
+        for record in records_of(built, split):
+            image = record["image"] / 255.0
+            normal = schema.normals_from_bytes(record["normal"])
+            left, top, right, bottom = record["face_box"].astype(int)
+            face = (slice(max(top, 0), bottom), slice(max(left, 0), right))
+            whole = (record["mask"][..., 0] == 255)[face]
+            error = np.abs(image - 0.5 - 0.5 * normal)[face][whole]
+            # Films have colours for every other pixel; another frame is off by 0.2.
+            assert whole.sum() > 200 and error.mean() < 0.05, record["view"]
+            assert image[record["mask"][..., 0] == 0].min() == 1.0
+
+
+def test_labels_are_those_of_the_layout(built):
+    records = records_of(built)
+    labels = {(x["subject"], x["clip"], x["frame"], x["view"]) for x in records}
+    expected = {
+        (b"017", b"EXP-1-head", frame, serial.encode())
+        for frame in range(nersemble_files.FRAMES)
+        for serial in nersemble_files.SERIALS
+    }
+    assert labels == expected
+    assert all(not x["synthetic"] and b"NeRSemble" in x["licence"] for x in records)
+
+
+def test_a_killed_run_ends_with_the_same_bytes(studio, built, tmp_path, monkeypatch):
+    made = []
+    whole = recordings.make_example
+
+    def killed(*args):
+        made.append(args)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recordings, "make_example", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(**flags_of(studio, tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(recordings, "make_example", killed)
+        run(**flags_of(studio, tmp_path))
+    # The part that was whole before is not made again.
+    assert len(made) == 4 + 6
+    again = {x.name: x.read_bytes() for x in tmp_path.rglob("*array_record*")}
+    first = {x.name: x.read_bytes() for x in pathlib.Path(built).glob("*array_record*")}
+    assert again == first and len(first) == 2
+
+
+def test_poses_in_the_other_direction_stop_the_run(studio, tmp_path, capsys):
+    nersemble_files.write_participant(tmp_path / "source", "017", inverted=True)
+    flags = {**flags_of(studio, tmp_path / "data"), "source": str(tmp_path / "source")}
+    assert "direction of the poses" in refused(capsys, **flags)
+
+
+def test_other_options_are_not_mixed_in(studio, built, capsys):
+    data_dir = built.parents[2]
+    flags = {**flags_of(studio, data_dir), "stride": 2}
+    assert "stride=1, now 2" in refused(capsys, **flags)
+
+
+def test_all_skipped_is_no_success(studio, tmp_path, capsys):
+    (tmp_path / "none").mkdir()
+    flags = {**flags_of(studio, tmp_path / "data"), "track": str(tmp_path / "none")}
+    assert "no fit" in refused(capsys, **flags)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"source": None}, "--source"),
+        ({"source": "/nowhere"}, "folder for --source"),
+        ({"track": "/nowhere"}, "folder of fits"),
+        ({"track": None}, "--track"),
+        ({"normals": "nowhere.onnx"}, "--normals"),
+        ({"matte": "nowhere"}, "--matte"),
+        ({"head": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_bad_flags_are_refused(studio, tmp_path, capsys, change, words):
+    assert words in refused(capsys, **{**flags_of(studio, tmp_path), **change})
+
+
+@pytest.fixture(scope="module")
+def small_head(tmp_path_factory):
+    path = tmp_path_factory.mktemp("head") / "head.safetensors"
+    head_files.save(path, portraits.head())
+    return str(path)
+
+
+def errors(record):
+    """How far the colours are from the normals that they show, on the face."""
+    image, whole = record["image"] / 255.0, record["mask"][..., 0] == 255
+    left, top, right, bottom = record["face_box"].astype(int)
+    face = (slice(max(top, 0), bottom), slice(max(left, 0), right))
+    normal = schema.normals_from_bytes(record["normal"])
+    return np.abs(image - 0.5 - 0.5 * normal)[face][whole[face]]
+
+
+def test_captures_are_read_as_vhap_leaves_them(small_head, tmp_path):
+    source = tmp_path / "captures"
+    capture_files.write_capture(source / "074_EMO-1_v16_DS4_whiteBg")
+    capture_files.write_capture(source / "seed00001", alpha=True)
+    (source / "seed00001" / "images" / "00001_00.png").unlink()
+    flags = {"dataset": "captures", "source": str(source), "head": small_head}
+    asked = {"licence": "Ours.", "synthetic": True, "held_out": ["074"]}
+    run(data_dir=str(tmp_path / "data"), **flags, **asked)
+    (report,) = (tmp_path / "data").rglob("report.json")
+    (skipped,) = json.loads(report.read_text())["train"]["skipped"]
+    assert skipped["name"] == "seed00001/capture/1/00"
+    assert "corrupt" in skipped["reason"]
+    train, held_out = (records_of(report.parent, x) for x in ("train", "held_out"))
+    assert len(train) == 3 and len(held_out) == 4
+    assert {x["clip"] for x in held_out} == {b"EMO-1"}
+    for record in train + held_out:
+        assert record["synthetic"] and record["licence"] == b"Ours."
+        # Bytes of pictures and normals, and the resampling between two grids.
+        assert errors(record).mean() < 0.03
+
+
+def test_captures_with_poses_the_wrong_way_stop_the_run(small_head, tmp_path, capsys):
+    capture_files.write_capture(tmp_path / "source" / "seed00001", inverted=True)
+    flags = {"dataset": "captures", "source": str(tmp_path / "source")}
+    said = refused(
+        capsys, data_dir=str(tmp_path / "data"), head=small_head, licence="-", **flags
+    )
+    assert "direction of the poses" in said
+    assert "--licence" in refused(capsys, data_dir=str(tmp_path / "data"), **flags)
+
+
+def test_normals_of_samples_come_out_in_house_axes(small_head, tmp_path):
+    for number in range(3):
+        synth_human_files.write_sample(tmp_path / "source", number)
+        if number < 2:
+            synth_human_files.write_fit(tmp_path / "fits", number)
+    (tmp_path / "source" / "normal_0000001.exr").write_bytes(b"torn")
+    flags = {"dataset": "synth_human", "source": str(tmp_path / "source")}
+    run(
+        data_dir=str(tmp_path / "data"),
+        head=small_head,
+        track=str(tmp_path / "fits"),
+        **flags,
+    )
+    (report,) = (tmp_path / "data").rglob("report.json")
+    found = json.loads(report.read_text())["train"]
+    assert found["examples"] == 1
+    reasons = {one["name"]: one["reason"] for one in found["skipped"]}
+    assert "corrupt" in reasons["0000001/samples/camera"]
+    assert "no fit" in reasons["0000002/samples/camera"]
+    (record,) = records_of(report.parent)
+    assert record["subject"] == b"0000000" and record["synthetic"]
+    assert errors(record).mean() < 0.03
+
+
+def test_samples_need_fits(tmp_path, capsys):
+    synth_human_files.write_sample(tmp_path / "source", 0)
+    flags = {"dataset": "synth_human", "data_dir": str(tmp_path / "data")}
+    said = refused(capsys, source=str(tmp_path / "source"), **flags)
+    assert "--track" in said
+    assert "rgb_0000000.png" in refused(capsys, source=str(tmp_path), **flags)
+
+
+@pytest.mark.parametrize(
+    "kind, reason", [("faces", "several faces"), ("hands", "a hand")]
+)
+def test_frames_with_others_in_them_are_left_out(
+    studio, tmp_path, capsys, monkeypatch, kind, reason
+):
+    """As a detector's boxes say: the picture's corner is no part of the face."""
+    corner = np.array([[0.0, 0.0, 9.0, 9.0]])
+    monkeypatch.setattr(mediapipe_models, "installed", lambda: True)
+    for name in ("face_boxes", "hand_boxes"):
+        monkeypatch.setattr(mediapipe_models, name, lambda image: corner)
+    flags = {**flags_of(studio, tmp_path), "detect": [kind]}
+    assert reason in refused(capsys, **flags)
+    monkeypatch.setattr(mediapipe_models, "installed", lambda: False)
+    assert "pip install" in refused(capsys, **flags)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_poses_are_read_in_the_direction_that_fits(small_head, tmp_path, inverted):
+    pytest.importorskip("h5py")
+    renderme360_files.write(tmp_path / "source", "0297", inverted=inverted)
+    renderme360_files.write(tmp_path / "source", "0298", clip="s1_all", flame=False)
+    run(
+        dataset="renderme360",
+        source=str(tmp_path / "source"),
+        head=small_head,
+        held_out=["0298"],
+        data_dir=str(tmp_path / "data"),
+    )
+    (report,) = (tmp_path / "data").rglob("report.json")
+    found = json.loads(report.read_text())
+    assert {x["reason"] for x in found["held_out"]["skipped"]} == {"no fit"}
+    records = records_of(report.parent)
+    assert {(x["view"], x["frame"]) for x in records} == {
+        (view, frame) for view in (b"00", b"01") for frame in renderme360_files.FRAMES
+    }
+    for record in records:
+        # As for captures, and bent twice.
+        assert errors(record).mean() < 0.04
+
+
+def test_flame_of_another_version_stops_the_run(small_head, tmp_path, capsys):
+    pytest.importorskip("h5py")
+    renderme360_files.write(tmp_path / "source", "0297", spoilt=0.01)
+    flags = {"dataset": "renderme360", "source": str(tmp_path / "source")}
+    said = refused(capsys, head=small_head, data_dir=str(tmp_path / "data"), **flags)
+    assert "vertices beside them" in said
+
+
+def write_film_and_fit(film, fit):
+    """One film at 30 frames a second with its fit, which saw 25 of them."""
+    capture_files.write_capture(fit)
+    single_view(fit)
+    shots = [
+        portraits.shot(nersemble_files.params(t), nersemble_files.camera(0))[0]
+        for t in range(nersemble_files.FRAMES)
+    ]
+    nersemble_files.write_film(film, shots, rate=30)
+
+
+def single_view(fit):
+    """Keeps a capture's first camera."""
+    for file in fit.glob("transforms*.json"):
+        content = json.loads(file.read_text())
+        content["frames"] = [x for x in content["frames"] if x["camera_index"] == 0]
+        file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "dataset, film, fit, labels",
+    [
+        (
+            "mead",
+            "M003/video/front/neutral/level_1/001.mp4",
+            "M003/front-neutral-level_1-001",
+            (b"M003", b"front-neutral-level_1-001", b"front"),
+        ),
+        (
+            "vfhq",
+            "Clip+AbC_-123+P0+C2.mp4",
+            "AbC_-123+P0/C2",
+            (b"AbC_-123+P0", b"C2", b"camera"),
+        ),
+    ],
+)
+def test_films_come_with_their_fits(small_head, tmp_path, dataset, film, fit, labels):
+    source, fits = tmp_path / "source", tmp_path / "fits"
+    write_film_and_fit(source / film, fits / fit)
+    run(
+        dataset=dataset,
+        source=str(source),
+        track=str(fits),
+        head=small_head,
+        data_dir=str(tmp_path / "data"),
+    )
+    (report,) = (tmp_path / "data").rglob("report.json")
+    records = records_of(report.parent)
+    assert len(records) == nersemble_files.FRAMES
+    for record in records:
+        assert (record["subject"], record["clip"], record["view"]) == labels
+        assert errors(record).mean() < 0.05
+
+
+def test_linear_pictures_of_archives_are_read(small_head, tmp_path):
+    ava256_files.write(tmp_path / "source", "FXN596", dropped=True)
+    ava256_files.write_fit(tmp_path / "fits", "FXN596")
+    run(
+        dataset="ava256",
+        source=str(tmp_path / "source"),
+        track=str(tmp_path / "fits"),
+        head=small_head,
+        data_dir=str(tmp_path / "data"),
+    )
+    (report,) = (tmp_path / "data").rglob("report.json")
+    (skipped,) = json.loads(report.read_text())["train"]["skipped"]
+    assert skipped["name"] == "FXN596/EXP_free_face/1/cam401031"
+    assert "there is no 001040.avif" in skipped["reason"]
+    records = records_of(report.parent)
+    assert len(records) == 3
+    for record in records:
+        # Dark colours have few steps where they are linear.
+        assert errors(record).mean() < 0.05
+
+
+def test_lengths_in_another_unit_stop_the_run(small_head, tmp_path, capsys):
+    ava256_files.write(tmp_path / "source", "FXN596", unit=100.0)
+    ava256_files.write_fit(tmp_path / "fits", "FXN596")
+    flags = {"dataset": "ava256", "source": str(tmp_path / "source")}
+    said = refused(
+        capsys,
+        track=str(tmp_path / "fits"),
+        head=small_head,
+        data_dir=str(tmp_path / "data"),
+        **flags,
+    )
+    assert "unit" in said

@@ -1,0 +1,129 @@
+"""Two processes train as one does, and if one of them is lost the other says so."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.experiments import small_command
+from tests.training import meshes
+
+pytestmark = pytest.mark.slow
+SENTENCE = "start all again by the same commands"
+
+
+def start(folder, words, *, devices):
+    """The command on so many devices; what it says lies in FOLDER/said.
+
+    Without a cache of compiled programs: who is served from it waits for who is not,
+    and Gloo, which joins CPUs, gives up after half a minute.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {
+        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-m", "tests.experiments.small_command", *words]
+    with (folder / "said").open("w") as said:
+        return subprocess.Popen(
+            command, env=environment, stdout=said, stderr=subprocess.STDOUT
+        )
+
+
+def start_two(folder, words):
+    """One run of two processes with four devices each; the workdir is FOLDER/run."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    together = (
+        f"--workdir={folder / 'run'}",
+        "--mesh=2x4x1",
+        f"--coordinator_address=localhost:{port}",
+        "--num_processes=2",
+    )
+    return [
+        start(
+            folder / str(i),
+            (*words, *together, f"--process_id={i}"),
+            devices=4,
+        )
+        for i in (0, 1)
+    ]
+
+
+def ended_well(process, folder):
+    assert process.wait(600) == 0, (folder / "said").read_text()
+
+
+def losses(workdir):
+    lines = (workdir / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def first_stages(tmp_path_factory):
+    """A folder with two/run and one, the workdirs of both."""
+    folder, words = tmp_path_factory.mktemp("stage1"), small_command.words()
+    pair = start_two(folder / "two", words)
+    for i, process in enumerate(pair):
+        ended_well(process, folder / "two" / str(i))
+    alone = (*words, f"--workdir={folder / 'one'}", "--mesh=1x1x1")
+    ended_well(start(folder / "alone", alone, devices=1), folder / "alone")
+    return folder
+
+
+def check_same_losses(folder):
+    one = losses(folder / "one")
+    assert len(set(one)) == meshes.STEPS
+    # Sums of other orders: their round-off, which five steps of Adam carry on.
+    np.testing.assert_allclose(losses(folder / "two" / "run"), one, rtol=1e-5)
+
+
+def test_two_processes_have_the_losses_of_one_device(first_stages):
+    check_same_losses(first_stages)
+    for i in (0, 1):
+        assert SENTENCE not in (first_stages / "two" / str(i) / "said").read_text()
+
+
+def test_so_they_have_in_the_second_stage(first_stages, tmp_path):
+    words = (*small_command.words(stage=2), f"--start={first_stages / 'one'}")
+    pair = start_two(tmp_path / "two", words)
+    for i, process in enumerate(pair):
+        ended_well(process, tmp_path / "two" / str(i))
+    alone = (*words, f"--workdir={tmp_path / 'one'}", "--mesh=1x1x1")
+    ended_well(start(tmp_path / "alone", alone, devices=1), tmp_path / "alone")
+    check_same_losses(tmp_path)
+
+
+def wait_for_steps(workdir, count, process):
+    begin = time.monotonic()
+    while not (workdir / "log.jsonl").exists() or len(losses(workdir)) < count:
+        assert process.poll() is None and time.monotonic() - begin < 600
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_if_one_is_killed_the_other_ends_and_says_what_to_do(tmp_path, lost):
+    words = [*small_command.words(), "--config.steps=100000"]
+    pair = start_two(tmp_path, words)
+    try:
+        wait_for_steps(tmp_path / "run", 2, pair[0])
+        pair[lost].send_signal(signal.SIGKILL)
+        assert pair[1 - lost].wait(120) != 0
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+    said = tmp_path / str(1 - lost) / "said"
+    begin = time.monotonic()
+    while SENTENCE not in said.read_text() and time.monotonic() - begin < 10:
+        time.sleep(0.1)
+    last = said.read_text().splitlines()[-1]
+    assert f"Process {1 - lost} of 0 to 1 ended before its time" in last
+    assert SENTENCE in last
