@@ -12,6 +12,9 @@ skipped and why.
 `--normals` and `--matte` name what fills in for a dataset that has none: "fit" (the
 fitted mesh), an ONNX file, a folder SUBJECT/CLIP/VIEW/FRAME.png, for mattes mediapipe
 too. `--track` is a folder of fits, of the head in `--head`.
+
+`--cache_latents=vae.safetensors` (of `train_vae` or `convert_weights`) also encodes its
+pictures: the folder it names is what `train_denoiser --data` reads.
 """
 
 import collections
@@ -21,6 +24,7 @@ import sys
 
 from absl import app, flags, logging
 
+from experiments import latent_codec
 from geodiff_jax.data import (
     ava256,
     building,
@@ -71,14 +75,23 @@ _DETECT = flags.DEFINE_multi_enum(
 _LICENCE = flags.DEFINE_string("licence", None, "Of captures: what may be done.")
 _SYNTHETIC = flags.DEFINE_bool("synthetic", False, "Captures are not photographed.")
 _HELD_OUT = flags.DEFINE_list("held_out", None, "Subjects that are never trained on.")
+_CACHE_LATENTS = flags.DEFINE_string(
+    "cache_latents", None, "File of the autoencoder whose latents are kept beside."
+)
 
 
 def main(argv: list[str]) -> None:
     """Makes parts, packs them, and says what came of it."""
     del argv
     logging.set_verbosity(logging.WARNING)
+    codec = _CACHE_LATENTS.value
     try:
+        if codec is not None:
+            latent_codec.load(codec)  # Sooner than after hours of rendering.
         folder, report = _prepare()
+        cached = None
+        if codec is not None:
+            cached = latent_codec.cache(folder, codec, splits=list(report))
     except (ValueError, OSError) as error:
         said = error.strerror if isinstance(error, OSError) else None
         print(f"prepare_data: {said or error}", file=sys.stderr)
@@ -88,6 +101,8 @@ def main(argv: list[str]) -> None:
         reasons = collections.Counter(one["reason"] for one in found["skipped"])
         for reason, count in reasons.most_common():
             print(f"  {count} skipped: {reason}")
+    if cached is not None:
+        print(f"Their latents are in {cached}.")
 
 
 def prepare(

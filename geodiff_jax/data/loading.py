@@ -160,8 +160,10 @@ class Loader:
     def _shown(self, choice: pairing.Choice, reading: "_Reading") -> dict[str, Any]:
         if self._contents.latents:
             latents = _stack(choice.targets, reading.latents)
-            # Domains stand first in records, and before views in batches.
-            return {"latents": np.moveaxis(latents, 2, 0)}
+            # Domains stand first in records, and before views in batches; images are
+            # the first of them.
+            domains = np.moveaxis(latents, 2, 0)[: len(self._contents.domains)]
+            return {"latents": domains}
         return {
             name: _stack(choice.targets, functools.partial(reading.picture, name=name))
             for name in self._contents.domains

@@ -1,0 +1,74 @@
+"""From pictures to latents on disk, and to batches of a generator's training."""
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from experiments import latent_codec, picture_batches, prepare_data, recorded_batches
+from experiments.configs import cap4d, geodiff4d
+from geodiff_jax.models import weight_files
+from tests.experiments import launch as test_launch
+from tests.experiments import toy_codec
+from tests.models import settings
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    return toy_codec.write(tmp_path_factory.mktemp("codec") / "vae.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cached(codec, tmp_path_factory):
+    """By the command; (its pictures, its latents)."""
+    folder = tmp_path_factory.mktemp("data")
+    test_launch.parse_flags()
+    with pytest.MonkeyPatch.context() as patch:
+        toy_codec.render_balls(patch)
+        values = {"data_dir": str(folder), "plan": "toy", "cache_latents": str(codec)}
+        with flagsaver.flagsaver(**values):
+            prepare_data.main([])
+    (latents,) = folder.glob("cached_latents/*/1.0.0")
+    return str(folder / "procedural_heads" / "toy" / "1.0.0"), str(latents)
+
+
+def config_of(module):
+    config = module.get_config()
+    config.batch, config.latents = 2, 8
+    if "crop" in config:
+        config.crop = 32
+    return config
+
+
+@pytest.mark.parametrize("paper", [geodiff4d, cap4d])
+def test_training_reads_latents_of_the_pictures(cached, codec, paper):
+    """Any record's: balls of one frame look alike from both sides."""
+    pictures, latents = cached
+    config = config_of(paper)
+    batch = next(recorded_batches.RecordedBatches(config, [latents]))
+    shown = picture_batches.spread([pictures], "train", image=64, count=100)
+    module, variables = latent_codec.load(codec)
+    encode = jax.jit(
+        lambda x: module.apply(variables, x, method="encode").mean,
+        compiler_options=settings.QUICKLY,
+    )
+    known = np.asarray(encode(shown))[:, : batch.latents.shape[1]]
+    for found in np.moveaxis(batch.latents, 1, 3).reshape(-1, *known.shape[1:]):
+        # Half precision.
+        nearest = np.abs(known - found).max((1, 2, 3, 4)).min()
+        assert nearest < 2e-3 * np.abs(known).max()
+    assert np.std(known) > 1e-2
+
+
+def test_a_file_without_an_autoencoder_is_refused(tmp_path, capsys):
+    other = tmp_path / "other.safetensors"
+    parts = {"unet": {"params": {"kernel": np.zeros(1, np.float32)}}}
+    weight_files.save(other, parts, metadata={})
+    test_launch.parse_flags()
+    for path in (other, tmp_path / "none"):
+        values = {"data_dir": str(tmp_path / "data"), "cache_latents": str(path)}
+        with flagsaver.flagsaver(**values), pytest.raises(SystemExit) as stop:
+            prepare_data.main([])
+        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2 and sentence.startswith("prepare_data: ")
+    assert not (tmp_path / "data").exists()
