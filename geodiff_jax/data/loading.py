@@ -296,8 +296,8 @@ def _stack(
     records: Int[np.ndarray, "view time"], of_record: Callable[[int], np.ndarray]
 ) -> np.ndarray:
     """(view, time, ...) of what each record gives."""
-    rows = [np.stack([of_record(int(record)) for record in row]) for row in records]
-    return np.stack(rows)
+    each = np.stack([of_record(int(record)) for record in records.flat])
+    return each.reshape(*records.shape, *each.shape[1:])
 
 
 @functools.cache
