@@ -91,7 +91,9 @@ def main(argv: list[str]) -> None:
         folder, report = _prepare()
         cached = None
         if codec is not None:
-            cached = latent_codec.cache(folder, codec, splits=list(report))
+            # A split of which all is skipped has no records.
+            splits = [name for name, found in report.items() if found["examples"]]
+            cached = latent_codec.cache(folder, codec, splits=splits)
     except (ValueError, OSError) as error:
         said = error.strerror if isinstance(error, OSError) else None
         print(f"prepare_data: {said or error}", file=sys.stderr)
