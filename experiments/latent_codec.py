@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from geodiff_jax.data import latents
@@ -22,7 +23,7 @@ def load(path: str | os.PathLike) -> tuple[vae.AutoencoderKL, dict[str, Any]]:
     parts, _ = weight_files.load_modules(path)
     for module, variables in parts.values():
         if isinstance(module, vae.AutoencoderKL):
-            return module, variables
+            return module, jax.tree.map(jnp.asarray, variables)
     raise ValueError(
         f"Expected an autoencoder in {path}, got {', '.join(parts)}; train one with "
         "experiments.train_vae."
