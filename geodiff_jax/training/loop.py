@@ -332,18 +332,16 @@ def _check_finite(number: int, failing: int, most: int) -> None:
 @contextlib.contextmanager
 def _termination() -> Iterator[Callable[[int], bool]]:
     """Yields whether to end after a step: someone sent SIGTERM to any process."""
+    if jax.process_count() > 1:
+        # All end after the same step, some while after the first was told; a handler
+        # of ours would take the signal from jax, which tells the others.
+        yield multihost_utils.reached_preemption_sync_point
+        return
     received: list[int] = []
     before = signal.signal(
         signal.SIGTERM, lambda number, frame: received.append(number)
     )
-
-    def asked(step: int) -> bool:
-        if jax.process_count() > 1:
-            # All end after the same step, some while after the first was told.
-            return multihost_utils.reached_preemption_sync_point(step)
-        return bool(received)
-
     try:
-        yield asked
+        yield lambda step: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -108,6 +108,29 @@ def wait_for_steps(workdir, count, process):
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigterm_saves_and_exits_with_0(first_stages, tmp_path, count):
+    """Any process of a run may get it, and all end after the same step."""
+    words = [*small_command.words(), "--config.steps=100000"]
+    if count == 1:
+        alone = (*words, f"--workdir={tmp_path / 'run'}", "--mesh=1x1x1")
+        folders = [tmp_path / "alone"]
+        all_of_it = [start(folders[0], alone, devices=1)]
+    else:
+        folders = [tmp_path / str(i) for i in range(count)]
+        all_of_it = start_two(tmp_path, words)
+    wait_for_steps(tmp_path / "run", 2, all_of_it[0])
+    all_of_it[-1].send_signal(signal.SIGTERM)
+    for process, folder in zip(all_of_it, folders, strict=True):
+        ended_well(process, folder)
+        assert SENTENCE not in (folder / "said").read_text()
+    found = losses(tmp_path / "run")
+    saved = tmp_path / "run" / "checkpoints" / f"{len(found):08d}"
+    assert (saved / "contents.json").exists()
+    known = losses(first_stages / "one")[: len(found)]
+    np.testing.assert_allclose(found[: len(known)], known, rtol=1e-5)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_if_one_is_killed_the_other_ends_and_says_what_to_do(tmp_path, lost):
     words = [*small_command.words(), "--config.steps=100000"]
