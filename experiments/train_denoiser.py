@@ -9,6 +9,9 @@ may start from weights of others, as `experiments.convert_weights` writes them, 
 what they do not know: --start=FILE.safetensors. `--data=random` trains on noise of the
 right shapes, to time steps.
 
+`--vae=FILE.safetensors`, the latents' autoencoder, draws what averaged weights make of
+held-out records, beside the truth, every --look_every steps: samples/STEP.png.
+
 `--dry_run --mesh=256x8x1` says what the mesh would hold and compute, without it.
 
 What it leaves in the workdir is told in `training_run`.
@@ -30,6 +33,7 @@ from experiments import (
     paper_size,
     random_batches,
     recorded_batches,
+    sampling,
     training_run,
 )
 from experiments.configs import generator
@@ -42,6 +46,7 @@ from geodiff_jax.training import state as states
 _START = flags.DEFINE_string(
     "start", None, "Workdir of the stage before, or a file of convert_weights."
 )
+_VAE = flags.DEFINE_string("vae", None, "File that decodes samples; none without.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Says what it would take, and ends.")
 CONVERTED = ".safetensors"
 
@@ -58,8 +63,12 @@ def main(argv: list[str]) -> None:
         return
 
     def train_on(workdir: str, data: list[str], **options: Any) -> states.TrainState:
+        look = None
+        if _VAE.value is not None:
+            look = sampling.Samples(config, data, _VAE.value, workdir)
         batches = batches_of(config, data, workers=training_run.DATA_WORKERS.value)
-        return train(config, workdir, batches=batches, start=_START.value, **options)
+        options |= {"start": _START.value, "look": look}
+        return train(config, workdir, batches=batches, **options)
 
     training_run.command(config, train_on)
 
@@ -72,6 +81,7 @@ def train(
     plan: loop.Plan,
     mesh: jax.sharding.Mesh,
     start: str | None = None,
+    look: loop.Look | None = None,
 ) -> states.TrainState:
     """Trains from the workdir's last checkpoint, or from the start, to the plan's end.
 
@@ -91,6 +101,7 @@ def train(
         plan=plan,
         work=work_of(config),
         mesh=mesh,
+        look=look,
     )
 
 
