@@ -147,16 +147,19 @@ class _Events:
             self._write(after + 1, session_log=start)
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        """All of a step's."""
         for name, number in numbers.items():
             self._write(step, summary=self._summary.scalar(name, number))
         self._writer.flush()
 
     def image(self, step: int, name: str, image: Float[np.ndarray, "h w 3"]) -> None:
+        """One, in [0, 1]."""
         drawn = self._summary.image(name, image, dataformats="HWC")
         self._write(step, summary=drawn)
         self._writer.flush()
 
     def close(self) -> None:
+        """Lets go of the file."""
         self._writer.close()
 
     def _write(self, step: int, **what: Any) -> None:
