@@ -22,6 +22,8 @@ from jax.sharding import PartitionSpec
 from experiments import train_denoiser
 from experiments.configs import generator, geodiff4d
 from geodiff_jax import sharding
+from geodiff_jax.training import loop
+from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 from tests.experiments import small_command
 from tests.training import hlo, meshes
@@ -34,7 +36,10 @@ def compiled_step(config: Any, mesh: jax.sharding.Mesh) -> dict[str, int]:
     state = train_denoiser.abstract_state(config, mesh)
     placed = jax.tree.map(lambda x: x.sharding, state)
     with jax.set_mesh(mesh):
-        step: Any = train_denoiser.step_of(config, placed, mesh)
+        rate = optimizers.learning_rate(generator.optimizer_settings(config))
+        step: Any = loop.make_step(
+            generator.train_step(config), learning_rate=rate, placed=placed, mesh=mesh
+        )
         compiled = step.lower(state, generator.batch_shapes(config)).compile()
 
     def whole(tree: Any) -> int:
