@@ -1,9 +1,15 @@
 """The flags of all commands share one register, so tests parse them together."""
 
+import contextlib
 import importlib
 import types
+from collections.abc import Iterator
 
 from absl import flags
+from absl.testing import flagsaver
+
+_APART: dict[str, list[flags.Flag]] = {}
+"""Flags of the commands that were imported apart, by the modules' names."""
 
 
 def parse_flags() -> None:
@@ -17,22 +23,45 @@ def parse_flags() -> None:
 def import_apart(name: str) -> types.ModuleType:
     """A command whose flags are named like another's; none of them is registered.
 
-    Its functions can be called; what reads its flags needs a process of its own.
+    Its functions can be called; `run_apart` calls what reads its flags.
     """
-    register = flags.FLAGS
-    # A flag stands there under its name and under its letter, if it has one.
-    before = {definition.name: definition for definition in _emptied(register)}
+    with _restored():
+        module = importlib.import_module(name)
+        # A second import of the same registers nothing.
+        _APART.setdefault(name, list(_definitions().values()))
+    return module
+
+
+def run_apart(command: types.ModuleType, **values: object) -> None:
+    """Calls `main` of a command that was imported apart, with flags of these values."""
+    others = _definitions()
+    own = {flag.name: flag for flag in _APART[command.__name__]}
+    with _restored():
+        for name, definition in {**others, **own}.items():
+            flags.FLAGS[name] = definition
+        parse_flags()
+        with flagsaver.flagsaver(**values):
+            command.main([])
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Empties the register, and makes it what it was."""
+    before = _definitions()
+    _empty()
     try:
-        return importlib.import_module(name)
+        yield
     finally:
-        _emptied(register)
-        for flag, definition in before.items():
-            register[flag] = definition
+        _empty()
+        for name, definition in before.items():
+            flags.FLAGS[name] = definition
 
 
-def _emptied(register: flags.FlagValues) -> list[flags.Flag]:
-    """What was registered."""
-    definitions = {flag: register[flag] for flag in register}
-    for flag in definitions:
-        delattr(register, flag)
-    return list(definitions.values())
+def _definitions() -> dict[str, flags.Flag]:
+    """A flag stands in the register under its name and under its letter, if any."""
+    return {flags.FLAGS[key].name: flags.FLAGS[key] for key in flags.FLAGS}
+
+
+def _empty() -> None:
+    for key in list(flags.FLAGS):
+        delattr(flags.FLAGS, key)

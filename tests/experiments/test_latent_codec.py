@@ -3,14 +3,15 @@
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
-from experiments import latent_codec, picture_batches, prepare_data, recorded_batches
+from experiments import latent_codec, picture_batches, recorded_batches
 from experiments.configs import cap4d, geodiff4d
 from geodiff_jax.models import weight_files
 from tests.experiments import launch as test_launch
 from tests.experiments import toy_codec
 from tests.models import settings
+
+prepare_data = test_launch.import_apart("experiments.prepare_data")
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,10 @@ def codec(tmp_path_factory):
 def cached(codec, tmp_path_factory):
     """By the command; (its pictures, its latents)."""
     folder = tmp_path_factory.mktemp("data")
-    test_launch.parse_flags()
     with pytest.MonkeyPatch.context() as patch:
         toy_codec.render_balls(patch)
         values = {"data_dir": str(folder), "plan": "toy", "cache_latents": str(codec)}
-        with flagsaver.flagsaver(**values):
-            prepare_data.main([])
+        test_launch.run_apart(prepare_data, **values)
     (latents,) = folder.glob("cached_latents/*/1.0.0")
     return str(folder / "procedural_heads" / "toy" / "1.0.0"), str(latents)
 
@@ -64,11 +63,10 @@ def test_a_file_without_an_autoencoder_is_refused(tmp_path, capsys):
     other = tmp_path / "other.safetensors"
     parts = {"unet": {"params": {"kernel": np.zeros(1, np.float32)}}}
     weight_files.save(other, parts, metadata={})
-    test_launch.parse_flags()
     for path in (other, tmp_path / "none"):
         values = {"data_dir": str(tmp_path / "data"), "cache_latents": str(path)}
-        with flagsaver.flagsaver(**values), pytest.raises(SystemExit) as stop:
-            prepare_data.main([])
+        with pytest.raises(SystemExit) as stop:
+            test_launch.run_apart(prepare_data, **values)
         (sentence,) = capsys.readouterr().err.strip().splitlines()
         assert stop.value.code == 2 and sentence.startswith("prepare_data: ")
     assert not (tmp_path / "data").exists()

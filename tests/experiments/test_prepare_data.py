@@ -3,19 +3,17 @@
 import json
 
 import pytest
-from absl.testing import flagsaver
 
-from experiments import prepare_data
 from geodiff_jax.data import building, loading, pairing, pipeline, procedural_heads
 from geodiff_jax.head import procedural
 from tests.data import balls
 from tests.experiments import launch
 
+prepare_data = launch.import_apart("experiments.prepare_data")
+
 
 def run(**values):
-    launch.parse_flags()
-    with flagsaver.flagsaver(**values):
-        prepare_data.main([])
+    launch.run_apart(prepare_data, **values)
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from absl.testing import flagsaver
 
-from experiments import prepare_data
 from geodiff_jax.data import recordings, schema
 from geodiff_jax.head import files as head_files
 from geodiff_jax.tracking import mediapipe_models
@@ -22,11 +20,11 @@ from tests.data import (
 )
 from tests.experiments import launch
 
+prepare_data = launch.import_apart("experiments.prepare_data")
+
 
 def run(**values):
-    launch.parse_flags()
-    with flagsaver.flagsaver(plan="toy", **values):
-        prepare_data.main([])
+    launch.run_apart(prepare_data, plan="toy", **values)
 
 
 def refused(capsys, **values):

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import prepare_data
 from geodiff_jax.data import procedural_heads
 from geodiff_jax.head import procedural
 from geodiff_jax.models import vae, weight_files
 from tests.data import balls
+from tests.experiments import launch
 from tests.models import settings
+
+prepare_data = launch.import_apart("experiments.prepare_data")
 
 MODULE = vae.AutoencoderKL(4, (1, 1, 1, 1), 1, latent_channels=4, scale=0.5)
 
