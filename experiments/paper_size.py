@@ -108,22 +108,23 @@ def plan(config: ml_collections.ConfigDict, *, compiled: bool) -> dict[str, Any]
         lower(config, platform)
         seconds[f"{platform}_lowering_s"] = time.monotonic() - begin
     _, (_, state, batch) = step_of(config)
-    learning = _count(state.params)
+    learning = count(state.params)
     frames = math.prod(batch.latents.shape[i] for i in (0, 2, 3))
     if compiled:
         seconds["compiling_s"] = compile_seconds(config)
     return {
-        "parameters": learning + _count(state.resting),
+        "parameters": learning + count(state.resting),
         "learning": learning,
         "frames": frames,
         "tflops_per_frame": forward_flops(config) / frames / 1e12,
         # Gradients beside what the state holds: all of it float32.
-        "state_gb": 4 * (_count(state) + learning) / 1e9,
+        "state_gb": 4 * (count(state) + learning) / 1e9,
         **seconds,
     }
 
 
-def _count(tree: Any) -> int:
+def count(tree: Any) -> int:
+    """How many numbers a pytree of arrays holds."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 

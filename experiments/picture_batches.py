@@ -15,7 +15,7 @@ Pictures = Float[np.ndarray, "n domain y x 3"]
 """In [-1, 1], white or zero where there is nothing."""
 
 
-class PictureBatches:
+class PictureBatches(pipeline.Iterator):
     """This process' rows of a mixture of datasets, which `prepare_data` has made.
 
     Raises ValueError for datasets without pictures of `image` pixels.
@@ -32,7 +32,7 @@ class PictureBatches:
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        self._iterator = pipeline.Iterator(
+        super().__init__(
             pipeline.batches(
                 [opened(folder, "train", image=image) for folder in folders],
                 pairing.Pairing(),
@@ -48,15 +48,7 @@ class PictureBatches:
     def __next__(self) -> Pictures:
         """This process' rows of the next batch."""
         # One view, one instant.
-        return pipeline.pixels(next(self._iterator), domains=DOMAINS)[:, :, 0, 0]
-
-    def get_state(self) -> dict[str, int]:
-        """How many batches were handed out."""
-        return self._iterator.get_state()
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes on after so many."""
-        self._iterator.set_state(state)
+        return pipeline.pixels(super().__next__(), domains=DOMAINS)[:, :, 0, 0]
 
 
 def opened(folder: str, split: str, *, image: int) -> loading.Source:

@@ -15,7 +15,7 @@ MEANT = {"surface": "posed charts of heads", "correspondences": "UV coordinates"
 """Parts that no dataset holds, in words."""
 
 
-class RecordedBatches:
+class RecordedBatches(pipeline.Iterator):
     """This process' rows of a mixture of datasets, which `prepare_data` has made.
 
     Raises ValueError for datasets without what the config's batches hold.
@@ -33,7 +33,7 @@ class RecordedBatches:
     ) -> None:
         self._shapes = generator.batch_shapes(config)
         contents = contents_of(config, self._shapes)
-        self._iterator = pipeline.Iterator(
+        super().__init__(
             pipeline.batches(
                 [loading.open_source(folder, split, contents) for folder in folders],
                 pairing_of(config),
@@ -48,15 +48,7 @@ class RecordedBatches:
 
     def __next__(self) -> denoising.Batch:
         """This process' rows of the next batch."""
-        return to_batch(next(self._iterator), self._shapes)
-
-    def get_state(self) -> dict[str, int]:
-        """How many batches were handed out."""
-        return self._iterator.get_state()
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes on after so many."""
-        self._iterator.set_state(state)
+        return to_batch(super().__next__(), self._shapes)
 
 
 def contents_of(config: generator.Config, shapes: denoising.Batch) -> loading.Contents:

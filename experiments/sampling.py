@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from experiments import latent_codec, recorded_batches
+from experiments import latent_codec, recorded_batches, training_run
 from experiments.configs import generator
 from geodiff_jax import reporting, synthesis
 from geodiff_jax.io import images
@@ -45,7 +44,7 @@ class Samples:
                 "Expected --data=FOLDER,... with --vae, got noise, of which there is "
                 "nothing to see; leave out --vae."
             )
-        self._folder = pathlib.Path(workdir) / "samples"
+        self._workdir = workdir
         self._codec = latent_codec.load(codec_file)
         self._batch = held_out(config, data)
         channels = self._batch.latents.shape[-1]
@@ -69,9 +68,7 @@ class Samples:
         if log is None:
             return
         drawn = self._drawn(np.asarray(sampled))
-        self._folder.mkdir(parents=True, exist_ok=True)
-        images.write_png(self._folder / f"{number:08d}.png", drawn)
-        log.image(number, "samples", drawn)
+        training_run.show(log, self._workdir, number, drawn)
 
     def _drawn(self, sampled: Float[np.ndarray, "batch domain n h w c"]) -> Picture:
         batch, rows = self._batch, []

@@ -128,9 +128,7 @@ def work_of(config: generator.Config) -> loop.Work:
 
 def abstract_state(config: generator.Config, mesh: sharding.Mesh) -> Any:
     """The state's ShapeDtypeStructs, with their shardings; nothing is allocated."""
-    return training_run.abstract_state(
-        functools.partial(generator.fresh_state, config=config), mesh
-    )
+    return training_run.abstract_state(generator.state_shapes(config), mesh)
 
 
 def first_state(
@@ -251,7 +249,7 @@ def requirements(config: generator.Config, mesh: sharding.Mesh) -> dict[str, str
     """What a run on a mesh would take, by name, ready to be read."""
     state, devices = abstract_state(config, mesh), mesh.size
     placed = jax.tree.map(lambda x: x.sharding, state)
-    learning = _count(state.params)
+    learning = paper_size.count(state.params)
     gradients = sharding.bytes_per_device(state.params, placed.params)
     held = sharding.bytes_per_device(state, placed)
     flops = 3.0 * work_of(config).forward_flops
@@ -265,7 +263,7 @@ def requirements(config: generator.Config, mesh: sharding.Mesh) -> dict[str, str
         items += f"; to run, set --config.batch to a multiple of {parts}"
     return {
         "mesh": " ".join(f"{name} {size}" for name, size in mesh.shape.items()),
-        "parameters": f"{(learning + _count(state.resting)) / 1e6:.2f} M",
+        "parameters": f"{(learning + paper_size.count(state.resting)) / 1e6:.2f} M",
         "that learn": f"{learning / 1e6:.2f} M",
         "state": f"{_bytes(state) / 1e9:.3f} GB",
         "state per device": f"{held / 1e9:.3f} GB",
@@ -275,10 +273,6 @@ def requirements(config: generator.Config, mesh: sharding.Mesh) -> dict[str, str
         "operations of a step": f"{flops / 1e12:.3f} TFLOP",
         "operations per device": f"{flops / devices / 1e12:.3f} TFLOP",
     }
-
-
-def _count(tree: Any) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def _bytes(tree: Any) -> int:

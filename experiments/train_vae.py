@@ -23,15 +23,14 @@ from jaxtyping import Array, Float, Key
 from experiments import launch, picture_batches, training_run
 from experiments.configs import vae as configs
 from geodiff_jax import reporting
-from geodiff_jax.io import images
 from geodiff_jax.models import vae, weight_files
 from geodiff_jax.training import autoencoding, loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 
 HELD_OUT, MEASURED = 64, 256
-"""Records of each dataset: of the first, what is looked at; of the others, over which
-the latents' deviation is taken."""
+"""Records of each dataset: of the first, what is looked at; of the others, to which
+linear codecs are fitted, and over which the latents' deviation is taken."""
 SHOWN = 6
 """Records on a sheet."""
 FILE = "vae.safetensors"
@@ -59,8 +58,11 @@ def train(
 
     Raises ValueError for what does not fit together, before anything is compiled.
     """
-    fresh = functools.partial(fresh_state, config=config)
-    template = training_run.abstract_state(fresh, mesh)
+    shapes = jax.eval_shape(
+        functools.partial(fresh_state, config=config),
+        jax.eval_shape(lambda: jax.random.key(0)),
+    )
+    template = training_run.abstract_state(shapes, mesh)
     placed = jax.tree.map(lambda x: x.sharding, template)
     settings = configs.optimizer_settings(config)
     batches = picture_batches.PictureBatches(
@@ -71,12 +73,12 @@ def train(
         workers=workers,
         **training_run.own_rows(config.batch),
     )
-    look = Look(config, data, pathlib.Path(workdir))
+    look = Look(config, data, workdir)
     state = training_run.train(
         config,
         workdir,
         template=template,
-        first=lambda: training_run.made(fresh, placed, seed=config.seed),
+        first=functools.partial(first_state, config, placed, data),
         step=functools.partial(
             autoencoding.train_step,
             module=configs.network(config),
@@ -107,6 +109,25 @@ def fresh_state(key: Key[Array, ""], config: training_run.Config) -> states.Trai
     return states.initial_state(run_key, variables, optimizer)
 
 
+def first_state(
+    config: training_run.Config, placed: Any, data: list[str]
+) -> states.TrainState:
+    """Fresh, each device making its own part; a linear codec is fitted to the data."""
+    fresh = functools.partial(fresh_state, config=config)
+    state = training_run.made(fresh, placed, seed=config.seed)
+    network = configs.network(config)
+    if not network.linear:
+        return state
+    pictures = picture_batches.spread(data, "train", image=config.image, count=MEASURED)
+
+    def fitted(params: Any) -> Any:
+        return vae.with_principal_squares(network, params, pictures)
+
+    # Copies: the step gives away the buffers of parameters and average.
+    started = state.replace(params=fitted(state.params), average=fitted(state.average))
+    return jax.device_put(started, placed)
+
+
 def forward_flops(config: training_run.Config) -> float:
     """Of one batch, as XLA counts them."""
     network = configs.network(config)
@@ -120,12 +141,12 @@ class Look:
     """Held-out pictures as averaged weights give them back: PSNR, and a sheet."""
 
     def __init__(
-        self, config: training_run.Config, data: list[str], workdir: pathlib.Path
+        self, config: training_run.Config, data: list[str], workdir: str
     ) -> None:
         self._pictures = picture_batches.spread(
             data, "held_out", image=config.image, count=HELD_OUT
         )
-        self._folder = workdir / "samples"
+        self._workdir = workdir
         self._reconstruct = jax.jit(
             functools.partial(autoencoding.reconstruct, configs.network(config))
         )
@@ -146,10 +167,7 @@ class Look:
         log.scalars(number, dict(zip(names, means, strict=True)))
         chosen = np.rint(np.linspace(0, len(decoded) - 1, min(SHOWN, len(decoded))))
         pairs = [(self._pictures[int(i)], decoded[int(i)][0]) for i in chosen]
-        drawn = sheet(np.asarray(pairs))
-        self._folder.mkdir(parents=True, exist_ok=True)
-        images.write_png(self._folder / f"{number:08d}.png", drawn)
-        log.image(number, "held_out", drawn)
+        training_run.show(log, self._workdir, number, sheet(np.asarray(pairs)))
 
 
 def sheet(

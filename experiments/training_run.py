@@ -5,19 +5,21 @@ events, checkpoints/. SIGTERM saves and ends with exit status 0.
 """
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from absl import flags
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from experiments import launch
 from geodiff_jax import checkpoint, reporting, sharding
-from geodiff_jax.io import atomic
+from geodiff_jax.io import atomic, images
 from geodiff_jax.training import loop
 from geodiff_jax.training import state as states
 
@@ -79,12 +81,8 @@ def own_rows(batch: int) -> dict[str, int]:
     return {"process": jax.process_index(), "processes": jax.process_count()}
 
 
-def abstract_state(
-    fresh: Callable[[Key[Array, ""]], states.TrainState], mesh: sharding.Mesh
-) -> Any:
-    """What `fresh` gives, as ShapeDtypeStructs with shardings; nothing is allocated."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(fresh, key)
+def abstract_state(shapes: states.TrainState, mesh: sharding.Mesh) -> Any:
+    """The state's shapes and types, as ShapeDtypeStructs with shardings."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
@@ -97,6 +95,19 @@ def made(
 ) -> states.TrainState:
     """What `fresh` gives, each device making its own part."""
     return jax.jit(fresh, out_shardings=placed)(jax.random.key(seed))
+
+
+def show(
+    log: reporting.Log,
+    workdir: str | os.PathLike,
+    number: int,
+    drawn: Float[np.ndarray, "h w 3"],
+) -> None:
+    """A picture of held-out records in [0, 1]: samples/NUMBER.png, and TensorBoard."""
+    folder = pathlib.Path(workdir) / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    images.write_png(folder / f"{number:08d}.png", drawn)
+    log.image(number, "held_out", drawn)
 
 
 def train(

@@ -72,8 +72,8 @@ KINDS = {
 """What examples hold, their frames, and how many a batch has."""
 
 
-def make_data(folder: pathlib.Path, *, side: int) -> tuple[str, str]:
-    """(rendered records, the same with latents of this side)."""
+def make_data(folder: pathlib.Path, *, side: int, channels: int = 4) -> tuple[str, str]:
+    """(rendered records, the same with latents of this side and so many channels)."""
     image = 8 * side
     plan = procedural_heads.Plan(
         schema.Sizes(image, side, MAPS), 2, 0, clips=1, frames=16, views=1, texture=64
@@ -95,18 +95,18 @@ def make_data(folder: pathlib.Path, *, side: int) -> tuple[str, str]:
     )
     building.finish(builder, {"train": names}, folder / f"parts{image}")
     cached = latents.cache(
-        rendered, pooled(side), name="pooled", splits=("train",), maps=MAPS
+        rendered, pooled(side, channels), name="pooled", splits=("train",), maps=MAPS
     )
     return str(rendered), str(cached)
 
 
-def pooled(side: int) -> latents.Encode:
+def pooled(side: int, channels: int) -> latents.Encode:
     """In place of an autoencoder, which has nothing to do with how fast one reads."""
 
-    def encode(pixels: Float[np.ndarray, "n y x 3"]) -> Float[np.ndarray, "n h w 4"]:
+    def encode(pixels: Float[np.ndarray, "n y x 3"]) -> Float[np.ndarray, "n h w z"]:
         size = pixels.shape[1] // side
         rows = pixels.reshape(len(pixels), side, size, side, size, 3).mean((2, 4))
-        return np.concatenate([rows, rows[..., :1]], axis=-1)
+        return rows[..., np.arange(channels) % 3]
 
     return encode
 
@@ -223,7 +223,9 @@ def rows(folder: pathlib.Path) -> Iterator[timing.Row]:
     if "checkpoint" in _PARTS.value:
         yield from checkpoint_rows(folder)
     if "step" in _PARTS.value:
-        yield from step_rows(folder, make_data(folder, side=16)[1])
+        size = generator.SIZES["tiny"]
+        made = make_data(folder, side=size["latents"], channels=size["latent_channels"])
+        yield from step_rows(folder, made[1])
     if "scaling" in _PARTS.value:
         yield from scaling_rows(folder)
 

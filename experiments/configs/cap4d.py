@@ -49,7 +49,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "references": 1 if choice["stage"] == 1 else 4,
             "steps": steps,
             "latents": size["latents"],
-            "latent_channels": 4,
+            "latent_channels": size["latent_channels"],
             "model": {"unet": unet, "layout": "cap4d"},
             "schedule": {
                 "prediction": "epsilon",

@@ -25,6 +25,7 @@ from geodiff_jax.training import state as states
 SIZES = {
     "tiny": {
         "latents": 16,
+        "latent_channels": 32,
         "unet": {
             "channels": 32,
             "multipliers": (1, 2),
@@ -46,6 +47,7 @@ SIZES = {
     },
     "small": {
         "latents": 32,
+        "latent_channels": 16,
         "unet": {
             "channels": 96,
             "multipliers": (1, 2, 4),
@@ -62,7 +64,13 @@ SIZES = {
         },
         "crop": 128,
     },
-    "paper": {"latents": 64, "unet": {}, "encoder": {}, "crop": 224},
+    "paper": {
+        "latents": 64,
+        "latent_channels": 4,
+        "unet": {},
+        "encoder": {},
+        "crop": 224,
+    },
 }
 """By the config's argument `size`: tiny trains in minutes on a laptop (ours), small on
 one GPU (ours), paper is Stable Diffusion's, with latents of 512 x 512 images."""
@@ -141,6 +149,7 @@ def network(config: ml_collections.ConfigDict) -> denoiser.Denoiser:
         "encoder": expression_encoder.ExpressionEncoder,
         "guide": guider.Guider,
     }
+    fields["unet"]["out_channels"] = config.latent_channels
     layout = conditioning.LAYOUTS[fields.pop("layout")]
     made = {
         name: kind(**fields.pop(name)) for name, kind in parts.items() if name in fields

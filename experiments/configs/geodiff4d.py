@@ -20,7 +20,7 @@ import ml_collections
 from experiments.configs import generator, parse
 from geodiff_jax import synthesis
 
-LEARNING_RATE = {"tiny": 1e-4, "small": 1e-4, "paper": 1e-5}
+LEARNING_RATE = {"tiny": 1e-3, "small": 1e-4, "paper": 1e-5}
 """Ours: lost in the paper. 1e-5 is what Moore-AnimateAnyone fine-tunes with."""
 STAGES = {
     "paper": {1: (32, 1, 80_000), 2: (8, 16, 20_000)},
@@ -75,7 +75,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "views": 1,
             "steps": steps,
             "latents": size["latents"],
-            "latent_channels": 4,
+            "latent_channels": size["latent_channels"],
             "crop": size["crop"],
             "model": {
                 "unet": unet,

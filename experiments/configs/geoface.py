@@ -45,7 +45,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "references": 1,
             "steps": STEPS[choice["size"]],
             "latents": size["latents"],
-            "latent_channels": 4,
+            "latent_channels": size["latent_channels"],
             "model": {"unet": unet, "layout": "geoface", "geometry_slot": True},
             "schedule": {"prediction": "v", "zero_terminal": True},
             "objective": {

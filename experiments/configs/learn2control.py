@@ -47,7 +47,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "views": 1,
             "steps": steps,
             "latents": size["latents"],
-            "latent_channels": 4,
+            "latent_channels": size["latent_channels"],
             # Of the field on the chart, and of the images it is splatted to.
             "features": {
                 "channels": 8,

@@ -83,7 +83,7 @@ class Iterator:
     def __iter__(self) -> "Iterator":
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> Any:
         if self._running is None:
             self._running = iter(self._remaining())
         try:

@@ -109,7 +109,8 @@ def _on_mesh(function: Callable[..., Array]) -> Callable[..., Array]:
         count = max(x.shape[0] for x in arrays if x is not None)
         heads = arrays[0].shape[2]
         items = sharding.item_axes(count)
-        tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
+        mesh = jax.sharding.get_abstract_mesh()
+        tensor = mesh.shape["tensor"]
         over_heads = "tensor" if "tensor" in free and heads % tensor == 0 else None
 
         def place(size: tuple[int, ...], heads_axis: int) -> PartitionSpec:
@@ -127,7 +128,8 @@ def _on_mesh(function: Callable[..., Array]) -> Callable[..., Array]:
             function,
             in_specs=tuple(specs),
             out_specs=place((count, 1, heads, 1), 2),
-            axis_names=set(free),
+            # Axes of one device too: Mosaic takes all of a mesh or nothing.
+            axis_names=set(mesh.auto_axes),
             check_vma=False,  # Pallas kernels say nothing of what varies.
         )
         return split(*arrays)

@@ -12,6 +12,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float, Key
 
@@ -21,6 +22,8 @@ from geodiff_jax.models import attend, layers
 NORM_EPSILON = 1e-6
 LOG_VARIANCES = (-30.0, 20.0)
 """To which an encoder's are clipped (Rombach et al. 2022)."""
+LINEAR_LOG_VARIANCE = -6.0
+"""Of latents where a linear autoencoder's training starts; ours."""
 FOREGROUND_LENGTH = 0.5
 """Decoded normals shorter than this are background; ours, half way."""
 
@@ -97,6 +100,13 @@ class AutoencoderKL(nn.Module):
     blocks: int = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
     latent_channels: int = 4
+    patch: int = 1
+    """Pixels along each side of a square that level 0 takes for one pixel: with 2 or 4
+    an autoencoder for a CPU leaves out the levels where nearly all of the time goes."""
+    linear: bool = False
+    """Adds a linear codec of each latent's own square of pixels, beside which the rest
+    starts at nothing: for little data and little time. See `with_principal_squares`;
+    ours (the shortcuts of Chen et al. 2025 learn nothing)."""
     scale: float = 0.18215
     """Latents for diffusion are the encoder's times this: deviation about 1."""
     dtype: DTypeLike = jnp.float32
@@ -105,15 +115,21 @@ class AutoencoderKL(nn.Module):
     @property
     def factor(self) -> int:
         """How many pixels a latent has along each side."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.patch * 2 ** (len(self.multipliers) - 1)
 
     def setup(self) -> None:
         """Both networks and the two layers between them."""
         sizes = (self.channels, self.multipliers, self.blocks)
         self.encoder = _Encoder(*sizes, 2 * self.latent_channels, self.dtype)
-        self.decoder = _Decoder(*sizes, self.dtype)
-        self.quant = nn.Dense(2 * self.latent_channels)
+        self.decoder = _Decoder(*sizes, 3 * self.patch**2, self.linear, self.dtype)
         self.post_quant = nn.Dense(self.latent_channels)
+        if not self.linear:
+            self.quant = nn.Dense(2 * self.latent_channels)
+            return
+        zeros = nn.initializers.zeros_init()
+        self.quant = nn.Dense(2 * self.latent_channels, kernel_init=zeros)
+        self.linear_in = nn.Dense(self.latent_channels)
+        self.linear_out = nn.Dense(3 * self.factor**2)
 
     def __call__(self, pixels: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
         """Pixels decoded from the most likely latents."""
@@ -126,8 +142,12 @@ class AutoencoderKL(nn.Module):
           ValueError: height or width that `factor` does not divide.
         """
         _check_divides(self.factor, pixels.shape)
-        moments = self.quant(self.encoder(pixels).astype(jnp.float32))
+        squares = _channels_from_squares(pixels, self.patch)
+        moments = self.quant(self.encoder(squares).astype(jnp.float32))
         mean, log_variance = jnp.split(moments, 2, axis=-1)
+        if self.linear:
+            mean += self.linear_in(_channels_from_squares(pixels, self.factor))
+            log_variance += LINEAR_LOG_VARIANCE
         return Gaussian(mean, jnp.clip(log_variance, *LOG_VARIANCES))
 
     def encode(self, pixels: Float[Array, "*b h w 3"]) -> Gaussian:
@@ -136,7 +156,12 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, latents: Float[Array, "*b h w z"]) -> Float[Array, "*b hh ww 3"]:
         """Pixels from latents for diffusion, a little beyond [-1, 1] at times."""
-        return self.decoder(self.post_quant(latents / self.scale)).astype(jnp.float32)
+        latents = latents / self.scale
+        squares = self.decoder(self.post_quant(latents)).astype(jnp.float32)
+        pixels = _squares_from_channels(squares, self.patch)
+        if self.linear:
+            pixels += _squares_from_channels(self.linear_out(latents), self.factor)
+        return pixels
 
 
 class PixelShuffle(nn.Module):
@@ -150,7 +175,7 @@ class PixelShuffle(nn.Module):
 
     @property
     def latent_channels(self) -> int:
-        """Row by row of the square, the three colours together."""
+        """All numbers of a square."""
         return 3 * self.factor**2
 
     def __call__(self, pixels: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
@@ -164,11 +189,7 @@ class PixelShuffle(nn.Module):
           ValueError: height or width that `factor` does not divide.
         """
         _check_divides(self.factor, pixels.shape)
-        *batch, height, width, _ = pixels.shape
-        side = self.factor
-        rows, columns = height // side, width // side
-        squares = pixels.reshape(*batch, rows, side, columns, side, 3).swapaxes(-4, -3)
-        mean = squares.reshape(*batch, rows, columns, self.latent_channels)
+        mean = _channels_from_squares(pixels, self.factor)
         return Gaussian(mean, jnp.full_like(mean, -jnp.inf))
 
     def encode(self, pixels: Float[Array, "*b h w 3"]) -> Gaussian:
@@ -177,10 +198,7 @@ class PixelShuffle(nn.Module):
 
     def decode(self, latents: Float[Array, "*b h w z"]) -> Float[Array, "*b hh ww 3"]:
         """Pixels from latents."""
-        *batch, rows, columns, _ = latents.shape
-        side = self.factor
-        squares = latents.reshape(*batch, rows, columns, side, side, 3).swapaxes(-4, -3)
-        return squares.reshape(*batch, rows * side, columns * side, 3)
+        return _squares_from_channels(latents, self.factor)
 
 
 class _Encoder(nn.Module):
@@ -193,7 +211,7 @@ class _Encoder(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b h w 3"]) -> Float[Array, "*b hh ww z"]:
+    def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b hh ww z"]:
         dtype = self.dtype
         x = layers.conv(self.channels, dtype=dtype, name="conv_in")(x)
         for level, multiplier in enumerate(self.multipliers):
@@ -212,10 +230,12 @@ class _Decoder(nn.Module):
     channels: int
     multipliers: tuple[int, ...]
     blocks: int
+    out_channels: int
+    zero: bool
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b h w z"]) -> Float[Array, "*b hh ww 3"]:
+    def __call__(self, x: Float[Array, "*b h w z"]) -> Float[Array, "*b hh ww c"]:
         dtype = self.dtype
         widest = self.multipliers[-1] * self.channels
         x = layers.conv(widest, dtype=dtype, name="conv_in")(x)
@@ -225,7 +245,7 @@ class _Decoder(nn.Module):
                 x = _block(multiplier * self.channels, dtype, f"up{level}_{i}")(x)
             if level:
                 x = layers.Upsample(dtype, name=f"upsample{level}")(x)
-        return _head(3, x, dtype)
+        return _head(self.out_channels, x, dtype, zero=self.zero)
 
 
 class _Middle(nn.Module):
@@ -262,10 +282,53 @@ def _block(features: int, dtype: DTypeLike, name: str) -> layers.ResBlock:
     return layers.ResBlock(features, NORM_EPSILON, dtype, name=name)
 
 
-def _head(features: int, x: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _head(
+    features: int, x: jax.Array, dtype: DTypeLike, *, zero: bool = False
+) -> jax.Array:
     """How both networks end; called inside their `__call__`."""
     x = nn.silu(layers.GroupNorm(NORM_EPSILON, dtype, name="norm_out")(x))
-    return layers.conv(features, dtype=dtype, name="conv_out")(x)
+    return layers.conv(features, dtype=dtype, zero=zero, name="conv_out")(x)
+
+
+def with_principal_squares(
+    module: AutoencoderKL, params: dict[str, Any], pixels: Float[np.ndarray, "*b y x 3"]
+) -> dict[str, Any]:
+    """Parameters with a linear codec that keeps the principal components of squares.
+
+    As good as a linear codec of squares can be for these pictures (Eckart and Young
+    1936). Host arrays; raises ValueError for a module that is not `linear`.
+    """
+    if not module.linear:
+        raise ValueError(f"Expected a linear autoencoder, got {module}.")
+    squares = np.asarray(_channels_from_squares(jnp.asarray(pixels), module.factor))
+    squares = squares.reshape(-1, squares.shape[-1]).astype(np.float64)
+    mean = squares.mean(axis=0)
+    _, vectors = np.linalg.eigh(np.cov(squares, rowvar=False))
+    basis = vectors[:, ::-1][:, : module.latent_channels]
+    linear = {
+        "linear_in": {"kernel": basis, "bias": -mean @ basis},
+        "linear_out": {"kernel": basis.T, "bias": mean},
+    }
+    return {**params, **jax.tree.map(np.float32, linear)}
+
+
+def _channels_from_squares(
+    pixels: Float[Array, "*b y x 3"], side: int
+) -> Float[Array, "*b h w c"]:
+    """Each square of pixels as one: row by row, the three colours together."""
+    *batch, height, width, _ = pixels.shape
+    rows, columns = height // side, width // side
+    squares = pixels.reshape(*batch, rows, side, columns, side, 3).swapaxes(-4, -3)
+    return squares.reshape(*batch, rows, columns, 3 * side**2)
+
+
+def _squares_from_channels(
+    values: Float[Array, "*b h w c"], side: int
+) -> Float[Array, "*b y x 3"]:
+    """The inverse of `_channels_from_squares`."""
+    *batch, rows, columns, _ = values.shape
+    squares = values.reshape(*batch, rows, columns, side, side, 3).swapaxes(-4, -3)
+    return squares.reshape(*batch, rows * side, columns * side, 3)
 
 
 def _check_divides(factor: int, shape: tuple[int, ...]) -> None:

@@ -69,7 +69,7 @@ def check_against(config, batch):
 
 def test_batches_are_what_geodiff4d_trains_on():
     config = geodiff4d.get_config("stage=2")
-    config.latents = 4
+    config.latents = config.latent_channels = 4
     pair = pairing.Pairing(frames=config.frames, cross_view=config.cross_view)
     contents = dataclasses.replace(LATENTS, crop=config.crop)
     batch = batches(pair=pair, contents=contents, batch=config.batch)[0]
@@ -86,7 +86,7 @@ def test_batches_are_what_geodiff4d_trains_on():
 
 def test_batches_are_what_cap4d_trains_on():
     config = cap4d.get_config("")
-    config.latents = 4
+    config.latents = config.latent_channels = 4
     source = balls.source([("ann", "talk", i, "left") for i in range(9)])
     contents = loading.Contents(
         maps=tuple(generator.network(config).layout.maps),

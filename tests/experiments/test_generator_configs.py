@@ -9,11 +9,12 @@ import pytest
 
 from experiments import paper_size, random_batches
 from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
-from geodiff_jax import synthesis
+from geodiff_jax import sharding, synthesis
 from geodiff_jax.training import denoising
 from geodiff_jax.training import state as states
 from tests.experiments import small
 from tests.models import settings
+from tests.training import gathers
 
 SETTINGS = [
     (geodiff4d, "stage=1"),
@@ -166,18 +167,36 @@ def test_every_network_is_sampled_by_its_configs_sampler(
     found = jax.jit(draw, compiler_options=settings.QUICKLY)(
         jax.random.key(0), variables=states.variables_of(state), batch=batch
     )
-    assert found.shape == (*shape, config.latents, config.latents, 4)
+    assert found.shape == (
+        *shape,
+        config.latents,
+        config.latents,
+        config.latent_channels,
+    )
     assert np.isfinite(found).all() and np.std(found) > 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_the_papers_second_stage_lowers_without_its_hardware(platform):
-    """Eight clips of 16 frames of both domains at 64 x 64 (Sec 4.1)."""
-    config = geodiff4d.get_config("stage=2,size=paper")
-    batch = generator.batch_shapes(config)
-    assert batch.latents.shape == (8, 2, 1, 16, 64, 64, 4)
-    lowered = paper_size.lower(config, platform)
+@pytest.mark.parametrize(
+    ("stage", "lead", "meshes"),
+    [
+        (1, (32, 2, 1, 1), [(4, 8, 2), (4, 8, 8)]),
+        (2, (8, 2, 1, 16), [(1, 8, 8), (8, 1, 32)]),
+    ],
+)
+def test_the_papers_stages_lower_without_their_hardware(stage, lead, meshes, platform):
+    """Of 32 images, and of 8 clips of 16 frames, both domains at 64 x 64 (Sec 4.1)."""
+    config = geodiff4d.get_config(f"stage={stage},size=paper")
+    assert generator.batch_shapes(config).latents.shape == (*lead, 64, 64, 4)
+    config = paper_size.attending(config, paper_size.ATTENTION[platform])
+    for shape in meshes:
+        mesh = sharding.abstract_mesh(shape)
+        with jax.sharding.use_abstract_mesh(mesh):
+            traced = gathers.traced_step(config, mesh)
+            lowered = traced.lower(lowering_platforms=(platform,))
+        devices = math.prod(shape)
+        assert f"mhlo.num_partitions = {devices} " in lowered.as_text()[:1000]
     state = shapes_of(config)[2]
     parameters = jax.tree.leaves((state.params, state.resting))
     counted = sum(math.prod(x.shape) for x in parameters)

@@ -31,7 +31,7 @@ def test_references_come_first_among_views(latents):
     assert 0 < count < 4 and slots[:count].all() and not slots[count:].any()
     held = np.asarray(batch.signals.reference_latents)
     np.testing.assert_array_equal(held[:, :count], batch.latents[:, 0, :count])
-    assert sampling.targets(batch).shape == (1, 1, 4 - count, 8, 8, 4)
+    assert sampling.targets(batch).shape == (1, 1, 4 - count, 8, 8, 32)
 
 
 def test_pictures_of_all_sizes_make_a_row():

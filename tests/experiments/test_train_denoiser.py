@@ -305,6 +305,7 @@ def converted(tmp_path_factory):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_converted_checkpoint_fits_its_config_wholly(converted, capsys, stage):
     config = cap4d.get_config(f"stage={stage},size=tiny")
+    config.latent_channels = 4
     shapes = generator.state_shapes(config)
     filled = train_denoiser.adopted_variables(config, str(converted))
     said = capsys.readouterr().out
@@ -334,6 +335,7 @@ def test_training_starts_from_a_converted_checkpoint(converted, tmp_path):
         "--config.optimizer.learning_rate=1e-12",
         "--config.optimizer.warmup=0",
         "--config.latents=4",
+        "--config.latent_channels=4",
         "--config.steps=1",
         "--mesh=2x4x1",
         "--config.batch=8",
@@ -351,6 +353,7 @@ def test_training_starts_from_a_converted_checkpoint(converted, tmp_path):
 def test_what_a_converted_checkpoint_does_not_know_is_named(converted, capsys):
     """GeoDiff4D of that UNet: its reference net starts as the UNet does."""
     config = geodiff4d.get_config("size=tiny")
+    config.latent_channels = 4
     for net in (config.model.unet, config.model.reference_net):
         net.heads = toy_cap4d.network().heads
     filled = train_denoiser.adopted_variables(config, str(converted))

@@ -14,8 +14,10 @@ VAE = vae.AutoencoderKL(channels=32, multipliers=(1, 2), blocks=1)
 
 
 def network() -> unet.UNet:
-    """That of the tiny config."""
-    return generator.network(cap4d.get_config("size=tiny")).unet
+    """That of the tiny config, of Stable Diffusion's latents."""
+    config = cap4d.get_config("size=tiny")
+    config.latent_channels = 4
+    return generator.network(config).unet
 
 
 def checkpoint() -> dict[str, np.ndarray]:

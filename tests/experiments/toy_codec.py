@@ -15,7 +15,7 @@ from tests.models import settings
 
 prepare_data = launch.import_apart("experiments.prepare_data")
 
-MODULE = vae.AutoencoderKL(4, (1, 1, 1, 1), 1, latent_channels=4, scale=0.5)
+MODULE = vae.AutoencoderKL(4, (1, 1, 1, 1), 1, latent_channels=32, scale=0.5)
 
 
 def write(path: pathlib.Path) -> pathlib.Path:

@@ -189,14 +189,17 @@ def test_every_device_of_a_mesh_attends_to_its_own():
     assert all(gathers == 0 for _, gathers in lines)
 
 
-def test_splash_lowers_for_a_mesh_of_tpus():
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2), (4, 1, 2), (4, 2, 1)])
+def test_splash_lowers_for_a_mesh_of_tpus(shape):
     *operands, _ = arrays(8, queries=256, keys=256, heads=2, width=64)
     run = functools.partial(attend.attend, implementation="splash")
-    with jax.sharding.use_abstract_mesh(sharding.abstract_mesh((2, 2, 2))):
+    with jax.sharding.use_abstract_mesh(sharding.abstract_mesh(shape)):
         lowered = jax.jit(run).trace(*operands).lower(lowering_platforms=("tpu",))
     text = lowered.as_text()
-    # Two items and one head of eight and two, of a head width of 64.
-    assert "tpu_custom_call" in text and "2x1x256x64" in text
+    # A share of eight items and two heads, of a head width of 64.
+    data, fsdp, tensor = shape
+    assert "tpu_custom_call" in text
+    assert f"{8 // (data * fsdp)}x{2 // tensor}x256x64" in text
 
 
 def test_splash_is_attention(monkeypatch):

@@ -171,17 +171,19 @@ def test_full_size_agrees_with_diffusers():
     filled, report = weights.fill(shapes, names_vae.vae_table(ours), tensors)
     weights.demand(report)
 
+    with torch.no_grad():
+        planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+        posterior = theirs.encode(planes).latent_dist
+        expected = theirs.decode(posterior.mean).sample
+    # Both decode the same latents: what rounding did to ours would be amplified.
+    latents = ours.scale * posterior.mean.numpy().transpose(0, 2, 3, 1)
     with jax.default_matmul_precision("highest"):
         encoded = jax.jit(functools.partial(ours.apply, method="posterior"))(
             filled, pixels
         )
         decoded = jax.jit(functools.partial(ours.apply, method="decode"))(
-            filled, ours.scale * encoded.mean
+            filled, latents
         )
-    with torch.no_grad():
-        planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2))
-        posterior = theirs.encode(planes).latent_dist
-        expected = theirs.decode(posterior.mean).sample
     for found, known in (
         (encoded.mean, posterior.mean),
         (encoded.log_variance, posterior.logvar),
@@ -219,7 +221,12 @@ def test_samples_of_pixel_shuffle_are_squares_of_pixels():
             np.testing.assert_array_equal(latents[row, column], square.ravel())
 
 
-@pytest.mark.parametrize("codec", [vae.AutoencoderKL(), vae.PixelShuffle()])
+SQUARES = vae.AutoencoderKL(
+    channels=4, multipliers=(1, 1), blocks=1, latent_channels=16, patch=4, linear=True
+)
+
+
+@pytest.mark.parametrize("codec", [vae.AutoencoderKL(), vae.PixelShuffle(), SQUARES])
 def test_codecs_agree_about_shapes_and_refuse_what_they_cannot_halve(codec):
     assert codec.factor == 8
     pixels = jnp.zeros((1, 2, 1, 3, 16, 24, 3))
@@ -234,6 +241,28 @@ def test_codecs_agree_about_shapes_and_refuse_what_they_cannot_halve(codec):
     assert decoded.shape == pixels.shape
     with pytest.raises(ValueError, match="multiples of 8 pixels, got 16 x 20"):
         weights.template(codec, jnp.zeros((1, 16, 20, 3)))
+
+
+@pytest.mark.parametrize("count", [16, 192])
+def test_a_linear_codec_starts_with_principal_components(count):
+    """Its error is what they leave out, by the singular values of the squares."""
+    codec = SQUARES.clone(latent_channels=count)
+    colours = np.random.default_rng(0).normal(size=(3, 16, 24, 2))
+    pixels = np.float32(colours @ [[0.3, 0.1, 0.0], [0.0, 0.2, 0.5]])
+    variables = codec.init(jax.random.key(0), jnp.asarray(pixels))
+    params = vae.with_principal_squares(codec, variables["params"], pixels)
+    found = jax.jit(codec.apply)({"params": params}, pixels)
+    shuffle = vae.PixelShuffle(8)
+    squares = shuffle.apply({}, jnp.asarray(pixels), method="encode").mean
+    squares = np.float64(squares).reshape(-1, 192)
+    kept = np.linalg.svd(squares - squares.mean(axis=0))[1]
+    error = np.sum(np.square(np.float64(found) - pixels))
+    np.testing.assert_allclose(error, np.sum(kept[count:] ** 2), rtol=1e-4, atol=1e-6)
+
+
+def test_other_autoencoders_have_no_linear_codec():
+    with pytest.raises(ValueError, match="linear"):
+        vae.with_principal_squares(TINY, {}, np.zeros((8, 8, 3), np.float32))
 
 
 def test_frame_by_frame_is_all_at_once():

@@ -31,16 +31,24 @@ from tests.training import hlo, meshes
 DEVICES = 8
 
 
-def compiled_step(config: Any, mesh: jax.sharding.Mesh) -> dict[str, int]:
-    """Figures of a config's step."""
+def traced_step(config: Any, mesh: sharding.Mesh) -> Any:
+    """The step that `train_denoiser` jits; trace it with the mesh in force."""
+    placed = jax.tree.map(
+        lambda x: x.sharding, train_denoiser.abstract_state(config, mesh)
+    )
+    rate = optimizers.learning_rate(generator.optimizer_settings(config))
+    step: Any = loop.make_step(
+        generator.train_step(config), learning_rate=rate, placed=placed, mesh=mesh
+    )
+    return step.trace(generator.state_shapes(config), generator.batch_shapes(config))
+
+
+def figures(config: Any, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Of a config's step."""
     state = train_denoiser.abstract_state(config, mesh)
     placed = jax.tree.map(lambda x: x.sharding, state)
     with jax.set_mesh(mesh):
-        rate = optimizers.learning_rate(generator.optimizer_settings(config))
-        step: Any = loop.make_step(
-            generator.train_step(config), learning_rate=rate, placed=placed, mesh=mesh
-        )
-        compiled = step.lower(state, generator.batch_shapes(config)).compile()
+        compiled = traced_step(config, mesh).lower().compile()
 
     def whole(tree: Any) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -77,7 +85,7 @@ def main(word: str) -> None:
         generator.network = lambda config: network
     if word == "unsharded":
         states.RULES = (("/(to_|expand|contract|conv)", PartitionSpec()), *states.RULES)
-    found = compiled_step(config, sharding.make_mesh((1, DEVICES, 1)))
+    found = figures(config, sharding.make_mesh((1, DEVICES, 1)))
     print(json.dumps(found), flush=True)
 
 
