@@ -257,8 +257,8 @@ def _save_arrays(path: pathlib.Path, tree: Any) -> None:
 def _plain_errors() -> Iterator[None]:
     """What orbax raises for the disk's failures as OSError, without its own log."""
     # Orbax logs the trace of what it raises too; its caller will say it in a sentence.
-    logger = logging.getLogger("absl")
-    logger.addFilter(_carries_no_trace)
+    # For good: of several threads that fail, some log after the first one was raised.
+    logging.getLogger("absl").addFilter(_is_no_trace_of_orbax)
     try:
         yield
     except ValueError as error:
@@ -267,12 +267,10 @@ def _plain_errors() -> Iterator[None]:
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-    finally:
-        logger.removeFilter(_carries_no_trace)
 
 
-def _carries_no_trace(record: logging.LogRecord) -> bool:
-    return record.exc_info is None
+def _is_no_trace_of_orbax(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or "orbax" not in record.pathname
 
 
 def _read_seal(folder: pathlib.Path) -> dict[str, Any]:

@@ -57,7 +57,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "model": {
                 "unet": unet,
                 "reference_net": reference,
-                "guide": {"features": size["unet"].get("channels", 320)},
+                "guide": {
+                    "features": size["unet"].get("channels", 320),
+                    "dtype": unet["dtype"],
+                },
                 "layout": "learn2control",
                 "origin_width": CONTEXT[choice["size"]],
             },

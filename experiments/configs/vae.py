@@ -10,7 +10,7 @@ size   tiny | small: pictures of 128 and 256 pixels, for the generators' sizes o
 All values are ours. On a CPU nearly all of the time of an autoencoder goes into the two
 levels of the most pixels: tiny takes squares of 4 x 4 pixels instead, and starts from
 principal components, which a network of its size would take hours to learn. Both have
-more channels than Stable Diffusion's: they learn from few pictures.
+more latent channels than Stable Diffusion's: they learn from few pictures.
 """
 
 import dataclasses

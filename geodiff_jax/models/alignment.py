@@ -45,7 +45,7 @@ def alignment_loss(
     geometry's, whose tokens are the texels (t = p), the others are the v views. In
     either direction attention is renormalised over the other stream. Left out are
     image tokens that see no texel, and texels that no view sees with at least `least`
-    of a token (ours). Zero where nothing counts.
+    of a token (ours). Zero where nothing counts. Logits are float32 in any precision.
     """
     scale = queries.shape[-1] ** -0.5
     views = queries.shape[-4] - 1
@@ -54,11 +54,13 @@ def alignment_loss(
         "...vphc,...thc->...hvpt",
         queries[..., images, :, :, :],
         keys[..., geometry, :, :, :],
+        preferred_element_type=jnp.float32,
     )
     to_images = scale * jnp.einsum(
         "...thc,...vphc->...htvp",
         queries[..., geometry, :, :, :],
         keys[..., images, :, :, :],
+        preferred_element_type=jnp.float32,
     )
     own = weights[..., None, :, :, :]
     first = _cross_entropy(to_geometry, own, least=0.5)
@@ -81,6 +83,7 @@ def hit_rate(
         "...vphc,...thc->...hvpt",
         queries[..., :views, :, :, :],
         keys[..., views, :, :, :],
+        preferred_element_type=jnp.float32,
     )
     probability = jax.nn.softmax(queries.shape[-1] ** -0.5 * logits, axis=-1)
     best = jnp.argmax(jnp.mean(probability, axis=-4), axis=-1)
@@ -102,5 +105,5 @@ def _cross_entropy(
     total = jnp.sum(target, axis=-1)
     counted = jnp.broadcast_to(total >= least, logits.shape[:-1])
     target = target / jnp.where(total > 0, total, 1.0)[..., None]
-    entropy = -jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    entropy = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
     return jnp.sum(jnp.where(counted, entropy, 0.0)) / jnp.maximum(jnp.sum(counted), 1)

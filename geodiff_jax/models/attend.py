@@ -110,8 +110,8 @@ def _on_mesh(function: Callable[..., Array]) -> Callable[..., Array]:
         heads = arrays[0].shape[2]
         items = sharding.item_axes(count)
         mesh = jax.sharding.get_abstract_mesh()
-        tensor = mesh.shape["tensor"]
-        over_heads = "tensor" if "tensor" in free and heads % tensor == 0 else None
+        even = heads % mesh.shape.get("tensor", 1) == 0
+        over_heads = "tensor" if "tensor" in free and even else None
 
         def place(size: tuple[int, ...], heads_axis: int) -> PartitionSpec:
             spec = [items or None, *(None,) * 3]

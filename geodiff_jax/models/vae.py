@@ -202,7 +202,7 @@ class PixelShuffle(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Pixels to moments; level 0 has the resolution of the pixels."""
+    """Pixels, or squares of them as channels, to moments; level 0 is the largest."""
 
     channels: int
     multipliers: tuple[int, ...]
@@ -225,7 +225,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Latents to pixels; level 0 has the resolution of the pixels."""
+    """Latents to what the encoder takes; level 0 is the largest."""
 
     channels: int
     multipliers: tuple[int, ...]
@@ -249,7 +249,7 @@ class _Decoder(nn.Module):
 
 
 class _Middle(nn.Module):
-    """Between both ways: the only place where pixels see each other."""
+    """Between both ways: the only place where all pixels see each other."""
 
     dtype: DTypeLike
 

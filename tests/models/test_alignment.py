@@ -127,3 +127,17 @@ def test_the_best_attention_has_the_entropy_of_its_target():
     one = see(uv[:1], jnp.ones((1, SIDE, SIDE), bool), size=SIDE)
     loss = loss_and_slopes(tokens, tokens, one)[0]
     np.testing.assert_allclose(loss, 0.0, atol=1e-5)
+
+
+def test_logits_are_float32_in_any_precision():
+    """Of the same rounded numbers; products in bfloat16 would be off by up to 0.5."""
+    shape = (VIEWS + 1, SIDE * SIDE, HEADS, 64)
+    drawn = jax.random.normal(KEY, (2, *shape), jnp.bfloat16)
+    queries, keys = 4.0 * drawn
+    weights = see(*scene(), size=SIDE)
+    # Not jitted: XLA may keep float32 between two operations of bfloat16.
+    half = alignment.alignment_loss(queries, keys, weights)
+    exact = alignment.alignment_loss(
+        queries.astype(jnp.float32), keys.astype(jnp.float32), weights
+    )
+    np.testing.assert_allclose(half, exact, rtol=1e-6)

@@ -141,7 +141,6 @@ def test_splash_lowers_for_tpus_with_its_gradient(queries, keys, masked):
 ON_A_MESH = """
 import jax, json
 from geodiff_jax import sharding
-from geodiff_jax import sharding
 from geodiff_jax.models import attend
 from tests.models.test_attend import arrays, draw_mask
 
