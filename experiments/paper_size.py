@@ -82,19 +82,10 @@ def forward_flops(config: ml_collections.ConfigDict) -> float:
     Of attention with all logits at once, since loops are counted as one turn.
     """
     config = attending(config, "plain")
-    network = generator.network(config)
     _, (key, state, batch) = step_of(config)
 
     def forward(key: Any, state: states.TrainState, batch: denoising.Batch) -> Any:
-        variables = states.variables_of(state)
-        return denoising.loss(
-            key,
-            network.apply,
-            variables,
-            generator.schedule(config),
-            batch,
-            objective=generator.objective(config),
-        )[0]
+        return generator.loss(key, states.variables_of(state), batch, config=config)
 
     lowered = jax.jit(forward).trace(key, state, batch).lower()
     return float(lowered.cost_analysis()["flops"])

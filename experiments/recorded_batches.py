@@ -1,9 +1,11 @@
 """Batches of prepared datasets with cached latents, in the form of a training step."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.configs import generator
 from geodiff_jax.data import loading, pairing, pipeline
@@ -49,6 +51,32 @@ class RecordedBatches(pipeline.Iterator):
     def __next__(self) -> denoising.Batch:
         """This process' rows of the next batch."""
         return to_batch(super().__next__(), self._shapes)
+
+
+def one_of_each(
+    config: generator.Config, folders: Sequence[str], *, split: str
+) -> Iterator[denoising.Batch]:
+    """Endless batches with one example of every person, their crops as they are.
+
+    Raises ValueError for datasets without what the config's batches hold.
+    """
+    shapes = generator.batch_shapes(config)
+    contents = dataclasses.replace(contents_of(config, shapes), ranges=None)
+    people = [
+        person
+        for folder in folders
+        for person in loading.by_subject(loading.open_source(folder, split, contents))
+    ]
+    streams = [
+        pipeline.Iterator(
+            pipeline.batches([x], pairing_of(config), contents, batch=1, seed=seed)
+        )
+        for seed, x in enumerate(people)
+    ]
+    while True:
+        items = [next(stream) for stream in streams]
+        together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *items)
+        yield to_batch(together, shapes)
 
 
 def contents_of(config: generator.Config, shapes: denoising.Batch) -> loading.Contents:

@@ -65,9 +65,10 @@ class Samples:
         """Into samples/STEP.png, and TensorBoard."""
         variables = states.variables_of(state, averaged=True)
         sampled = self._sample(jax.random.key(0), variables, self._batch)
+        sampled = training_run.gathered(sampled)
         if log is None:
             return
-        drawn = self._drawn(np.asarray(sampled))
+        drawn = self._drawn(sampled)
         training_run.show(log, self._workdir, number, drawn)
 
     def _drawn(self, sampled: Float[np.ndarray, "batch domain n h w c"]) -> Picture:
@@ -94,7 +95,8 @@ def held_out(config: generator.Config, data: Sequence[str]) -> denoising.Batch:
     clips = "reference_net" in config.model
     own = config.copy_and_resolve_references()
     own.batch = CLIPS if clips else 1
-    batch = next(recorded_batches.RecordedBatches(own, data, split="held_out"))
+    read = next(recorded_batches.RecordedBatches(own, data, split="held_out"))
+    batch = denoising.in_single_precision(read)
     if clips:
         return batch
     slots = np.asarray(batch.signals.reference_slots)[0, :, 0]

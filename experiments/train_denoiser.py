@@ -19,7 +19,6 @@ What it leaves in the workdir is told in `training_run`.
 
 import functools
 import math
-import pathlib
 from typing import Any
 
 import flax.traverse_util
@@ -37,7 +36,7 @@ from experiments import (
     training_run,
 )
 from experiments.configs import generator
-from geodiff_jax import checkpoint, sharding
+from geodiff_jax import sharding
 from geodiff_jax.models import adoption, weight_files, weights
 from geodiff_jax.training import loop
 from geodiff_jax.training import optimizer as optimizers
@@ -154,14 +153,8 @@ def first_state(
         return state
     if adopted is not None:
         return jax.device_put(with_adopted(state, adopted), placed)
-    series = checkpoint.Series(pathlib.Path(start) / "checkpoints")
-    found = series.restore(None)
-    series.close()
-    if found is None:
-        raise ValueError(
-            f"Expected a workdir with a checkpoint as --start, got {start}."
-        )
-    return jax.device_put(started(state, found.tree, trained=config.trained), placed)
+    other = training_run.newest(start).tree
+    return jax.device_put(started(state, other, trained=config.trained), placed)
 
 
 def adopted_variables(config: generator.Config, path: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key
 
 from experiments import launch, picture_batches, training_run
@@ -119,13 +120,17 @@ def first_state(
     if not network.linear:
         return state
     pictures = picture_batches.spread(data, "train", image=config.image, count=MEASURED)
+    # Of process 0: other machines may round otherwise.
+    fitted = multihost_utils.broadcast_one_to_all(
+        vae.principal_squares(network, pictures)
+    )
 
-    def fitted(params: Any) -> Any:
-        return vae.with_principal_squares(network, params, pictures)
+    def started(params: Any) -> Any:
+        # Copies: the step gives away the buffers of parameters and average.
+        return {**params, **jax.tree.map(np.array, fitted)}
 
-    # Copies: the step gives away the buffers of parameters and average.
-    started = state.replace(params=fitted(state.params), average=fitted(state.average))
-    return jax.device_put(started, placed)
+    state = state.replace(params=started(state.params), average=started(state.average))
+    return jax.device_put(state, placed)
 
 
 def forward_flops(config: training_run.Config) -> float:
@@ -160,6 +165,7 @@ class Look:
             *(self._reconstruct(variables, one[None]) for one in self._pictures),
             strict=True,
         )
+        decoded, decibels = training_run.gathered((decoded, decibels))
         if log is None:
             return
         means = np.concatenate(decibels).mean(axis=0)
@@ -190,6 +196,7 @@ def write(
     network = configs.network(config)
     variables = states.variables_of(state, averaged=True)
     scale = 1.0 / deviation(network, variables, data, image=config.image)
+    params = training_run.gathered(variables["params"])
     if jax.process_index() != 0:
         return
     module = network.clone(scale=scale)
@@ -200,7 +207,6 @@ def write(
         "config": config.to_dict(),
         "modules": {"vae": weight_files.describe(module)},
     }
-    params = jax.tree.map(np.asarray, variables["params"])
     weight_files.save(path, {"vae": {"params": params}}, metadata=facts)
 
 
@@ -214,7 +220,7 @@ def deviation(
     """Standard deviation of latents before their scale, over training pictures."""
     moments = jax.jit(functools.partial(autoencoding.latent_moments, network))
     pictures = picture_batches.spread(data, "train", image=image, count=MEASURED)
-    found = [np.asarray(moments(variables, one[None])) for one in pictures]
+    found = training_run.gathered([moments(variables, x[None]) for x in pictures])
     mean, square = np.mean(found, axis=0, dtype=np.float64)
     return float(np.sqrt(square - mean * mean))
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import optax
 from absl import flags
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key
 
 from experiments import launch
@@ -42,14 +43,20 @@ def given_config() -> Config:
     return launch.CONFIG.value
 
 
+def given_folders() -> tuple[str, list[str]]:
+    """(workdir, data) of the flags. Raises ValueError unless both are there."""
+    workdir, data = launch.WORKDIR.value, DATA.value
+    if not workdir or not data:
+        raise ValueError("Expected --workdir=DIR and --data=FOLDER,..., got not both.")
+    return workdir, data
+
+
 def command(config: Config, train: Callable[..., states.TrainState]) -> None:
     """Calls `train(workdir, data, plan=, mesh=)` as the flags say; tells its end.
 
     Exit status 1 where there is no hope for the gradients.
     """
-    workdir, data = launch.WORKDIR.value, DATA.value
-    if not workdir or not data:
-        raise ValueError("Expected --workdir=DIR and --data=FOLDER,..., got not both.")
+    workdir, data = given_folders()
     launch.join_processes()
     mesh = launch.mesh_of_all_devices(launch.MESH.value)
     plan = loop.Plan(
@@ -95,6 +102,24 @@ def made(
 ) -> states.TrainState:
     """What `fresh` gives, each device making its own part."""
     return jax.jit(fresh, out_shardings=placed)(jax.random.key(seed))
+
+
+def gathered(tree: Any) -> Any:
+    """Arrays that lie on the mesh, whole, as numpy; all processes call it together."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def newest(workdir: str | os.PathLike, *, template: Any = None) -> checkpoint.Found:
+    """A workdir's last checkpoint, as `checkpoint.Series.restore` reads it.
+
+    Raises ValueError where there is none.
+    """
+    series = checkpoint.Series(pathlib.Path(workdir) / "checkpoints")
+    found = series.restore(template)
+    series.close()
+    if found is None:
+        raise ValueError(f"Expected a workdir with a checkpoint, got {workdir}.")
+    return found
 
 
 def show(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from geodiff_jax import synthesis
 from geodiff_jax.diffusion import schedule as schedules
@@ -275,6 +275,20 @@ def state_shapes(config: Config) -> states.TrainState:
     """`fresh_state` as shapes and types: nothing is allocated."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(functools.partial(fresh_state, config=config), key)
+
+
+def loss(
+    key: Key[Array, ""],
+    variables: dict[str, Any],
+    batch: denoising.Batch,
+    *,
+    config: Config,
+    **options: Any,
+) -> Float[Array, ""]:
+    """`denoising.loss` of a batch, as a config has it but for the options."""
+    options = {"objective": objective(config), **options}
+    apply, noised = network(config).apply, schedule(config)
+    return denoising.loss(key, apply, variables, noised, batch, **options)[0]
 
 
 def train_step(config: Config) -> Callable[..., tuple[states.TrainState, dict]]:

@@ -9,13 +9,16 @@ import functools
 import math
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int16, UInt8
 from PIL import Image, ImageFilter
 
 WINDOW = 1.6
 """Sides of the face's box that stored windows show: as far as `Ranges` may look, which
 is 1.15 (cos 15 + sin 15) + 2 x 0.08 = 1.57."""
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114])
+_STORE_STEPS, _NOISE_STEPS = 64, 8
+"""In which noise is counted: parts of a deviation, and of a byte. Their product with
+six deviations of 10 bytes fits 16 bits, in which all is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +85,8 @@ def crop(
     change: Change,
     *,
     size: int,
-) -> Float[np.ndarray, "size size 3"]:
-    """The square about the box, changed, in [0, 1]; white beyond the picture.
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The square about the box, changed; white beyond the picture.
 
     One resampling does crop, size and motion. The generator is for noise alone.
     """
@@ -103,7 +106,7 @@ def crop(
     if change.blur > 0.0:
         radius = change.blur * size / 224.0
         moved = moved.filter(ImageFilter.GaussianBlur(radius))
-    return _recolor(generator, np.asarray(moved), change)
+    return _with_noise(generator, np.asarray(_recolor(moved, change)), change.noise)
 
 
 def stored_window(
@@ -111,8 +114,7 @@ def stored_window(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """The face with its surroundings, from which any driving crop can be cut."""
     generator = np.random.default_rng(0)  # There is no noise to draw.
-    shown = crop(generator, picture, box, Change(scale=WINDOW), size=size)
-    return np.round(255.0 * shown).astype(np.uint8)
+    return crop(generator, picture, box, Change(scale=WINDOW), size=size)
 
 
 def window_box(size: int) -> Float[np.ndarray, "4"]:
@@ -140,35 +142,47 @@ def _affine(window: Float[np.ndarray, "4"], size: int) -> Float[np.ndarray, "6"]
     return np.array([a, -b, x, b, a, y])
 
 
-def _recolor(
-    generator: np.random.Generator, picture: UInt8[np.ndarray, "h w 3"], change: Change
-) -> Float[np.ndarray, "h w 3"]:
-    image = picture.astype(np.float32)
-    grey = image @ (_LUMA / np.float32(255.0))
-    # Saturation about grey, contrast about its mean, then brightness, as one sum.
-    strength = np.float32(change.brightness * change.contrast)
-    middle = np.float32(change.brightness * (1.0 - change.contrast)) * grey.mean()
-    image *= strength * np.float32(change.saturation / 255.0)
-    grey *= strength * np.float32(1.0 - change.saturation)
-    grey += middle
-    image += grey[..., None]
-    if change.noise > 0.0:
-        image += np.float32(change.noise) * _normals(generator, image.shape)
-    return np.clip(image, 0.0, 1.0, out=image)
+def _recolor(picture: Image.Image, change: Change) -> Image.Image:
+    """Saturation about grey, contrast about its mean, then brightness: one matrix."""
+    own = change.saturation * np.eye(3) + (1.0 - change.saturation) * _LUMA
+    # Three channels of 256 counts.
+    counts = np.reshape(picture.histogram(), (3, 256))
+    grey = _LUMA @ counts @ np.arange(256.0) / (picture.width * picture.height)
+    middle = np.full((3, 1), change.brightness * (1.0 - change.contrast) * grey)
+    matrix = np.hstack([change.brightness * change.contrast * own, middle])
+    return picture.convert("RGB", tuple(matrix.ravel().tolist()))
+
+
+def _with_noise(
+    generator: np.random.Generator, pixels: UInt8[np.ndarray, "h w 3"], deviation: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    strength = round(_NOISE_STEPS * 255.0 * deviation)
+    if not strength:
+        return pixels
+    noisy = strength * _normals(generator, pixels.shape)
+    # To the nearest byte.
+    noisy += _STORE_STEPS * _NOISE_STEPS // 2
+    noisy //= _STORE_STEPS * _NOISE_STEPS
+    noisy += pixels
+    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)
 
 
 def _normals(
     generator: np.random.Generator, shape: tuple[int, ...]
-) -> Float[np.ndarray, "..."]:
-    """Some of a fixed store, from anywhere in it: drawing took a third of a crop."""
+) -> Int16[np.ndarray, "..."]:
+    """Standard normal, in steps; from anywhere in a store, since drawing takes long."""
     count, store = math.prod(shape), _store()
     if 2 * count > len(store):
-        return generator.standard_normal(shape, np.float32)
+        return _steps(generator.standard_normal(shape, np.float32))
     begin = int(generator.integers(len(store) - count))
     return store[begin : begin + count].reshape(shape)
 
 
 @functools.cache
-def _store() -> Float[np.ndarray, " n"]:
-    """8 MB in every process that cuts crops."""
-    return np.random.default_rng(0).standard_normal(2**21, np.float32)
+def _store() -> Int16[np.ndarray, " n"]:
+    """4 MB in every process that cuts crops."""
+    return _steps(np.random.default_rng(0).standard_normal(2**21, np.float32))
+
+
+def _steps(normals: Float[np.ndarray, "..."]) -> Int16[np.ndarray, "..."]:
+    return np.rint(_STORE_STEPS * normals).astype(np.int16)

@@ -125,11 +125,12 @@ def choose(
     if others:
         driving = others[int(which * len(others))]
     every = recordings.of_clip(anchor)
-    missing = pairing.frames - len(run)
+    numbers = np.arange(pairing.frames)
+    padded = np.minimum(numbers, len(run) - 1)[None]
     return Choice(
-        targets=np.pad(run, (0, missing), mode="edge")[None],
-        frames=np.arange(pairing.frames) < len(run),
-        driving=np.pad(driving, (0, missing), mode="edge")[None],
+        targets=run[padded],
+        frames=numbers < len(run),
+        driving=driving[padded],
         reference=int(every[int(reference * len(every))]),
         reference_slots=np.zeros((1, pairing.frames), bool),
     )

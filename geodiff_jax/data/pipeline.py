@@ -14,10 +14,13 @@ and, in "signals" and "reference", of `render.conditioning.Conditioning` and
   signals    maps (batch, view, time, h, w, c), reference_latents likewise (if cached),
              reference_slots (batch, view, time)
   reference  of the reference net: latents or image, and head_pose, (batch, ...)
-  driving    (batch, view, time, y, x, 3) in [0, 1]
+  driving    (batch, view, time, y, x, 3) bytes
   synthetic  (batch,)
   frames     (batch, time): False where a frame is padding
   replaced   (batch,): how many unreadable examples each one stands in for
+
+Latents and maps are in the half precision in which they are stored: they and bytes are
+less to move, and `denoising.in_single_precision` is a step's to do.
 """
 
 from collections.abc import Sequence

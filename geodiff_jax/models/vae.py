@@ -22,8 +22,10 @@ from geodiff_jax.models import attend, layers
 NORM_EPSILON = 1e-6
 LOG_VARIANCES = (-30.0, 20.0)
 """To which an encoder's are clipped (Rombach et al. 2022)."""
-LINEAR_LOG_VARIANCE = -6.0
+LINEAR_LOG_VARIANCE = -7.0
 """Of latents where a linear autoencoder's training starts; ours."""
+SMALLEST_VARIANCE = 1e-8
+"""Of a linear codec's components, next to the largest; ours, for flat pictures."""
 FOREGROUND_LENGTH = 0.5
 """Decoded normals shorter than this are background; ours, half way."""
 
@@ -105,7 +107,7 @@ class AutoencoderKL(nn.Module):
     an autoencoder for a CPU leaves out the levels where nearly all of the time goes."""
     linear: bool = False
     """Adds a linear codec of each latent's own square of pixels, beside which the rest
-    starts at nothing: for little data and little time. See `with_principal_squares`;
+    starts at nothing: for little data and little time. See `principal_squares`;
     ours (the shortcuts of Chen et al. 2025 learn nothing)."""
     scale: float = 0.18215
     """Latents for diffusion are the encoder's times this: deviation about 1."""
@@ -290,26 +292,41 @@ def _head(
     return layers.conv(features, dtype=dtype, zero=zero, name="conv_out")(x)
 
 
-def with_principal_squares(
-    module: AutoencoderKL, params: dict[str, Any], pixels: Float[np.ndarray, "*b y x 3"]
+def principal_squares(
+    module: AutoencoderKL, pixels: Float[np.ndarray, "*b y x 3"]
 ) -> dict[str, Any]:
-    """Parameters with a linear codec that keeps the principal components of squares.
+    """Parameters of a linear codec that keeps the principal components of squares.
 
     As good as a linear codec of squares can be for these pictures (Eckart and Young
-    1936). Host arrays; raises ValueError for a module that is not `linear`.
+    1936). A latent's deviation is the square root of its component's, which lies half
+    way (ours) between that of pixels, where noise of one size for all channels drowns
+    the small ones, and white latents, where a loss sees nothing but grain. Host arrays.
+
+    Raises:
+      ValueError: a module that is not `linear`, or with more latent channels than a
+        square has numbers.
     """
     if not module.linear:
         raise ValueError(f"Expected a linear autoencoder, got {module}.")
+    numbers = 3 * module.factor**2
+    if module.latent_channels > numbers:
+        raise ValueError(
+            f"Expected at most {numbers} latent channels, the numbers of a square of "
+            f"{module.factor} x {module.factor} pixels, got {module.latent_channels}."
+        )
     squares = np.asarray(_channels_from_squares(jnp.asarray(pixels), module.factor))
-    squares = squares.reshape(-1, squares.shape[-1]).astype(np.float64)
+    squares = squares.reshape(-1, numbers).astype(np.float64)
     mean = squares.mean(axis=0)
-    _, vectors = np.linalg.eigh(np.cov(squares, rowvar=False))
-    basis = vectors[:, ::-1][:, : module.latent_channels]
+    variances, vectors = np.linalg.eigh(np.cov(squares, rowvar=False))
+    kept = slice(None, -module.latent_channels - 1, -1)
+    basis, variances = vectors[:, kept], variances[kept]
+    # Flat pictures have components of no variance at all.
+    deviations = np.maximum(variances, SMALLEST_VARIANCE * variances[0]) ** 0.25
     linear = {
-        "linear_in": {"kernel": basis, "bias": -mean @ basis},
-        "linear_out": {"kernel": basis.T, "bias": mean},
+        "linear_in": {"kernel": basis / deviations, "bias": -mean @ basis / deviations},
+        "linear_out": {"kernel": deviations[:, None] * basis.T, "bias": mean},
     }
-    return {**params, **jax.tree.map(np.float32, linear)}
+    return jax.tree.map(np.float32, linear)
 
 
 def _channels_from_squares(

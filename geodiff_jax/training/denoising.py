@@ -12,6 +12,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -83,6 +84,7 @@ def loss(
     cleanest), NaN where no item had such a time.
     """
     noise_key, time_key, drop_key, dropout_key = jax.random.split(key, 4)
+    batch = in_single_precision(batch)
     latents = batch.latents
     # One draw for all domains, else image and normals decorrelate (001, Sec 3.2).
     noise = ddim.draw_noise(noise_key, latents.shape)
@@ -117,6 +119,17 @@ def loss(
         figures["loss/alignment"] = aligned
         value += objective.alignment * aligned
     return value, ({"loss": value, **figures}, dict(updated).get("batch_stats", {}))
+
+
+def in_single_precision(batch: Batch) -> Batch:
+    """What is stored otherwise, ready to be computed with: bytes become [0, 1]."""
+
+    def one(stored: Any) -> Any:
+        if stored.dtype == np.uint8:
+            return stored.astype(np.float32) / np.float32(255.0)
+        return stored.astype(np.float32) if stored.dtype == np.float16 else stored
+
+    return jax.tree.map(one, batch)
 
 
 def signals_of(params: Any, batch: Batch) -> Conditioning:

@@ -10,15 +10,17 @@ from geodiff_jax.data import augment
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (64, 48, 3)).astype(np.uint8)
 BOX = np.array([8.0, 16.0, 40.0, 48.0])
+HALF_A_BYTE = 0.5001 / 255.0
 
 
 def crop(picture, box, size=32, **change):
     made = augment.Change(**change)
-    return augment.crop(np.random.default_rng(1), picture, box, made, size=size)
+    shown = augment.crop(np.random.default_rng(1), picture, box, made, size=size)
+    return shown / 255.0
 
 
 def test_no_change_is_the_plain_crop():
-    np.testing.assert_allclose(crop(NOISE, BOX), NOISE[16:48, 8:40] / 255.0, atol=1e-6)
+    np.testing.assert_array_equal(crop(NOISE, BOX), NOISE[16:48, 8:40] / 255.0)
 
 
 def test_what_lies_beyond_the_picture_is_white():
@@ -55,9 +57,12 @@ def test_colours_change_as_named():
         ({"contrast": 1.2}, value),
         ({"saturation": 0.8}, value),
     ):
-        np.testing.assert_allclose(crop(flat, BOX, **change), expected, atol=1e-5)
+        found = crop(flat, BOX, **change)
+        np.testing.assert_allclose(found, expected, atol=HALF_A_BYTE)
     grey = crop(NOISE, BOX, saturation=0.0)
-    np.testing.assert_allclose(np.ptp(grey, axis=-1), 0.0, atol=1e-6)
+    np.testing.assert_array_equal(np.ptp(grey, axis=-1), 0.0)
+    greys = (NOISE / 255.0) @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(grey[..., 0], greys[16:48, 8:40], atol=HALF_A_BYTE)
     soft = crop(NOISE // 2 + 64, BOX, contrast=0.8)
     plain = crop(NOISE // 2 + 64, BOX)
     assert abs(soft.std() / plain.std() - 0.8) < 1e-3

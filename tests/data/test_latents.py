@@ -79,6 +79,7 @@ def test_crops_are_those_of_the_pictures(original, cached):
         pipeline.batches(
             [loading.open_source(path, "train", wanted)], pair, wanted, batch=32
         )[0]["driving"]
+        / 255.0
         for path, wanted in ((original, contents), (cached, of_latents))
     ]
     # The ball's white edge goes through JPEG and one more resampling.

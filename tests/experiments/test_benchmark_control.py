@@ -14,8 +14,8 @@ from tests.experiments import launch
 control = launch.import_apart("experiments.benchmarks.control")
 
 
-def batch_of(config):
-    config.batch = 3
+def batch_of(config, *, items=3):
+    config.batch = items
     batches = random_batches.RandomBatches(generator.batch_shapes(config))
     return jax.tree.map(jnp.asarray, next(batches))
 
@@ -43,6 +43,12 @@ def test_what_nothing_drives_is_refused():
     config = cap4d.get_config()
     with pytest.raises(ValueError, match=r"geodiff4d\.py"):
         control.losses(jax.random.key(0), {}, batch_of(config), config=config)
+
+
+def test_a_person_alone_is_refused():
+    config = geodiff4d.get_config()
+    with pytest.raises(ValueError, match="several people"):
+        control.losses(jax.random.key(0), {}, batch_of(config, items=1), config=config)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

@@ -59,6 +59,17 @@ def test_training_reads_latents_of_the_pictures(cached, codec, paper):
     assert np.std(known) > 1e-2
 
 
+def test_batches_with_everyone_have_one_example_of_each(cached):
+    config = config_of(geodiff4d)
+    of_each = recorded_batches.one_of_each(config, [cached[1]] * 2, split="train")
+    drawn = [next(of_each) for _ in range(8)]
+    # Two people of four records, twice; changed crops would all be different.
+    assert all(len(batch.latents) == 4 for batch in drawn)
+    for person in range(4):
+        crops = {np.asarray(batch.driving[person]).tobytes() for batch in drawn}
+        assert 2 <= len(crops) <= 4
+
+
 def test_a_file_without_an_autoencoder_is_refused(tmp_path, capsys):
     other = tmp_path / "other.safetensors"
     parts = {"unet": {"params": {"kernel": np.zeros(1, np.float32)}}}

@@ -11,14 +11,15 @@ import time
 import numpy as np
 import pytest
 
-from tests.experiments import small_command
+from experiments import latent_codec
+from tests.experiments import small_command, toy_codec
 from tests.training import meshes
 
 pytestmark = pytest.mark.slow
 SENTENCE = "start all again by the same commands"
 
 
-def start(folder, words, *, devices):
+def start(folder, words, *, devices, module="tests.experiments.small_command"):
     """The command on so many devices; what it says lies in FOLDER/said.
 
     Without a cache of compiled programs: who is served from it waits for who is not,
@@ -30,14 +31,14 @@ def start(folder, words, *, devices):
         "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, "-m", "tests.experiments.small_command", *words]
+    command = [sys.executable, "-m", module, *words]
     with (folder / "said").open("w") as said:
         return subprocess.Popen(
             command, env=environment, stdout=said, stderr=subprocess.STDOUT
         )
 
 
-def start_two(folder, words):
+def start_two(folder, words, **options):
     """One run of two processes with four devices each; the workdir is FOLDER/run."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
@@ -52,6 +53,7 @@ def start_two(folder, words):
             folder / str(i),
             (*words, *together, f"--process_id={i}"),
             devices=4,
+            **options,
         )
         for i in (0, 1)
     ]
@@ -99,6 +101,20 @@ def test_so_they_have_in_the_second_stage(first_stages, tmp_path):
     alone = (*words, f"--workdir={tmp_path / 'one'}", "--mesh=1x1x1")
     ended_well(start(tmp_path / "alone", alone, devices=1), tmp_path / "alone")
     check_same_losses(tmp_path)
+
+
+def test_an_autoencoder_is_looked_at_and_written_by_all(tmp_path):
+    data = toy_codec.dataset(tmp_path / "data")
+    fields = {"batch": 8, "image": 64, "steps": 2, "model.channels": 4}
+    words = [f"--config.{name}={value}" for name, value in fields.items()]
+    words += ["--config=experiments/configs/vae.py", f"--data={data}"]
+    pair = start_two(tmp_path, words, module="experiments.train_vae")
+    for i, process in enumerate(pair):
+        ended_well(process, tmp_path / str(i))
+    run = tmp_path / "run"
+    module, variables = latent_codec.load(run / "vae.safetensors")
+    assert module.linear and np.isfinite(variables["params"]["linear_in"]["bias"]).all()
+    assert len(list((run / "samples").iterdir())) == 1
 
 
 def wait_for_steps(workdir, count, process):

@@ -14,12 +14,15 @@ from PIL import Image
 from experiments import picture_batches
 from experiments.configs import vae as configs
 from geodiff_jax import checkpoint, sharding
-from geodiff_jax.models import weight_files
+from geodiff_jax.models import vae, weight_files
 from geodiff_jax.training import autoencoding, loop
 from tests.experiments import launch as test_launch
 from tests.experiments import toy_codec
 
-train_vae = test_launch.import_apart("experiments.train_vae")
+train_vae, training_run = (
+    test_launch.import_apart(f"experiments.{name}")
+    for name in ("train_vae", "training_run")
+)
 
 STEPS = 4
 
@@ -80,6 +83,23 @@ def test_a_run_goes_on_bit_for_bit(dataset, whole, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, whole[1])
     files = [(x / train_vae.FILE).read_bytes() for x in (tmp_path, whole[0])]
     assert files[0] == files[1]
+
+
+def test_training_starts_from_principal_components(dataset):
+    config = small_config()
+    mesh = sharding.make_mesh((1, 1, 1), devices=jax.devices()[:1])
+    shapes = jax.eval_shape(
+        lambda: train_vae.fresh_state(jax.random.key(0), config=config)
+    )
+    template = training_run.abstract_state(shapes, mesh)
+    placed = jax.tree.map(lambda x: x.sharding, template)
+    state = train_vae.first_state(config, placed, [dataset])
+    pictures = picture_batches.spread([dataset], "train", image=64, count=100)
+    linear = vae.principal_squares(configs.network(config), pictures)
+    for params in (state.params, state.average):
+        known = {name: params[name] for name in linear}
+        jax.tree.map(np.testing.assert_array_equal, known, linear)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.average)
 
 
 def test_held_out_pictures_are_looked_at(whole):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from geodiff_jax.models import names_vae, vae, weights
 from tests.conftest import shared_data
 from tests.models import named_tensors
+from tests.models.settings import QUICKLY
 
 # The sizes of both goldens, so that one compiled program serves them.
 TINY = vae.AutoencoderKL(channels=32, multipliers=(1, 2, 2), blocks=1)
@@ -248,21 +249,35 @@ def test_a_linear_codec_starts_with_principal_components(count):
     """Its error is what they leave out, by the singular values of the squares."""
     codec = SQUARES.clone(latent_channels=count)
     colours = np.random.default_rng(0).normal(size=(3, 16, 24, 2))
-    pixels = np.float32(colours @ [[0.3, 0.1, 0.0], [0.0, 0.2, 0.5]])
-    variables = codec.init(jax.random.key(0), jnp.asarray(pixels))
-    params = vae.with_principal_squares(codec, variables["params"], pixels)
-    found = jax.jit(codec.apply)({"params": params}, pixels)
+    pixels = jnp.float32(colours @ [[0.3, 0.1, 0.0], [0.0, 0.2, 0.5]])
+    init = jax.jit(codec.init, compiler_options=QUICKLY)
+    linear = vae.principal_squares(codec, np.asarray(pixels))
+    variables = {"params": init(jax.random.key(0), pixels)["params"] | linear}
+    found = jax.jit(codec.apply)(variables, pixels)
     shuffle = vae.PixelShuffle(8)
     squares = shuffle.apply({}, jnp.asarray(pixels), method="encode").mean
     squares = np.float64(squares).reshape(-1, 192)
     kept = np.linalg.svd(squares - squares.mean(axis=0))[1]
     error = np.sum(np.square(np.float64(found) - pixels))
-    np.testing.assert_allclose(error, np.sum(kept[count:] ** 2), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(error, np.sum(kept[count:] ** 2), rtol=1e-4, atol=1e-5)
+    # A latent's deviation is the square root of its component's.
+    latents = codec.apply(variables, pixels, method="posterior").mean.reshape(-1, count)
+    rank = min(count, len(squares) - 1)
+    deviations = np.sqrt(kept[:rank] / np.sqrt(len(squares) - 1))
+    np.testing.assert_allclose(
+        latents[:, :rank].std(axis=0, ddof=1), deviations, rtol=1e-3
+    )
 
 
 def test_other_autoencoders_have_no_linear_codec():
     with pytest.raises(ValueError, match="linear"):
-        vae.with_principal_squares(TINY, {}, np.zeros((8, 8, 3), np.float32))
+        vae.principal_squares(TINY, np.zeros((8, 8, 3), np.float32))
+
+
+def test_a_linear_codec_has_no_more_latents_than_numbers():
+    codec = SQUARES.clone(latent_channels=193)
+    with pytest.raises(ValueError, match="at most 192 latent channels.*got 193"):
+        vae.principal_squares(codec, np.zeros((16, 16, 3), np.float32))
 
 
 def test_frame_by_frame_is_all_at_once():
