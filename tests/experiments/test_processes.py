@@ -107,7 +107,7 @@ def test_an_autoencoder_is_looked_at_and_written_by_all(tmp_path):
     data = toy_codec.dataset(tmp_path / "data")
     fields = {"batch": 8, "image": 64, "steps": 2, "model.channels": 4}
     words = [f"--config.{name}={value}" for name, value in fields.items()]
-    words += ["--config=experiments/configs/vae.py", f"--data={data}"]
+    words = ["--config=experiments/configs/vae.py", *words, f"--data={data}"]
     pair = start_two(tmp_path, words, module="experiments.train_vae")
     for i, process in enumerate(pair):
         ended_well(process, tmp_path / str(i))
