@@ -72,7 +72,8 @@ class EveryLayer(nn.Module):
         x = attention.ExpressionModule(2, name="expression")(x, tokens)
         x = attention.TemporalModule(2, name="temporal")(x, frames)
         x = layers.Upsample(name="up")(x)
-        return layers.conv(4, dtype=np.float32, name="conv_out")(x)
+        out = latents.shape[-1]
+        return layers.conv(out, dtype=np.float32, name="conv_out")(x)
 
     def _express(self, driving, train):
         x = driving.reshape(-1, CROP, CROP, 3)
