@@ -250,10 +250,12 @@ def test_a_linear_codec_starts_with_principal_components(count):
     codec = SQUARES.clone(latent_channels=count)
     colours = np.random.default_rng(0).normal(size=(3, 16, 24, 2))
     pixels = jnp.float32(colours @ [[0.3, 0.1, 0.0], [0.0, 0.2, 0.5]])
-    init = jax.jit(codec.init, compiler_options=QUICKLY)
+    quickly = {"compiler_options": QUICKLY}
+    init = jax.jit(codec.init, **quickly)
+    run = jax.jit(codec.apply, static_argnames="method", **quickly)
     linear = vae.principal_squares(codec, np.asarray(pixels))
     variables = {"params": init(jax.random.key(0), pixels)["params"] | linear}
-    found = jax.jit(codec.apply)(variables, pixels)
+    found = run(variables, pixels)
     shuffle = vae.PixelShuffle(8)
     squares = shuffle.apply({}, jnp.asarray(pixels), method="encode").mean
     squares = np.float64(squares).reshape(-1, 192)
@@ -261,7 +263,7 @@ def test_a_linear_codec_starts_with_principal_components(count):
     error = np.sum(np.square(np.float64(found) - pixels))
     np.testing.assert_allclose(error, np.sum(kept[count:] ** 2), rtol=1e-4, atol=1e-5)
     # A latent's deviation is the square root of its component's.
-    latents = codec.apply(variables, pixels, method="posterior").mean.reshape(-1, count)
+    latents = run(variables, pixels, method="posterior").mean.reshape(-1, count)
     rank = min(count, len(squares) - 1)
     deviations = np.sqrt(kept[:rank] / np.sqrt(len(squares) - 1))
     np.testing.assert_allclose(
