@@ -18,6 +18,7 @@ pictures: the folder it names is what `train_denoiser --data` reads.
 """
 
 import collections
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -149,6 +150,7 @@ def prepare_recordings(
     estimates.check_source(job.matte, what="matte")
     estimates.check_detectors(job.detect)
     head = recordings.load_head(job.head)
+    job = dataclasses.replace(job, sizes=recordings.drawn_of(head, job.sizes))
     found = module.parts(job)
     splits = recordings.split_parts(found, held_out or module.HELD_OUT)
     parts = pathlib.Path(data_dir) / f".{dataset}-{size}.parts"

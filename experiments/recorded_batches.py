@@ -10,11 +10,8 @@ import numpy as np
 from experiments.configs import generator
 from geodiff_jax.data import loading, pairing, pipeline
 from geodiff_jax.models import denoiser
-from geodiff_jax.render import conditioning
+from geodiff_jax.render import conditioning, splatted_features
 from geodiff_jax.training import denoising
-
-MEANT = {"surface": "posed charts of heads", "correspondences": "UV coordinates"}
-"""Parts that no dataset holds, in words."""
 
 
 class RecordedBatches(pipeline.Iterator):
@@ -81,15 +78,16 @@ def one_of_each(
 
 def contents_of(config: generator.Config, shapes: denoising.Batch) -> loading.Contents:
     """What is read of every record. Raises ValueError for what no record has."""
-    for name, words in MEANT.items():
-        if getattr(shapes, name) is not None:
-            raise ValueError(
-                f"Expected batches that datasets hold, got some with {words}, which "
-                "none does yet; use --data=random."
-            )
+    if shapes.correspondences is not None:
+        raise ValueError(
+            "Expected batches that datasets hold, got some with UV coordinates for the "
+            "alignment loss, which none does yet; use --data=random."
+        )
+    layout = conditioning.LAYOUTS[config.model.layout]
     domains = ("image", "normal")[: shapes.latents.shape[1]]
     return loading.Contents(
-        maps=conditioning.LAYOUTS[config.model.layout].maps,
+        maps=tuple(x for x in layout.maps if x != "features"),
+        surface=None if shapes.surface is None else shapes.surface.side,
         side=config.latents,
         reference=shapes.reference is not None,
         domains=domains,
@@ -113,9 +111,12 @@ def to_batch(read: dict[str, Any], shapes: denoising.Batch) -> denoising.Batch:
 
     Raises ValueError where an item has other sizes than the config's.
     """
-    reference = None
+    reference = surface = None
     if shapes.reference is not None:
         reference = denoiser.Reference(**read["reference"])
+    if shapes.surface is not None:
+        side = shapes.surface.side
+        surface = splatted_features.Surface(**read["surface"], side=side)
     batch = denoising.Batch(
         read["latents"],
         conditioning.Conditioning(**read["signals"]),
@@ -123,6 +124,7 @@ def to_batch(read: dict[str, Any], shapes: denoising.Batch) -> denoising.Batch:
         driving=None if shapes.driving is None else read["driving"],
         synthetic=None if shapes.synthetic is None else read["synthetic"],
         frames=None if shapes.frames is None else read["frames"],
+        surface=surface,
     )
     wanted, found = (_sizes(tree) for tree in (shapes, batch))
     for name in sorted(wanted.keys() | found.keys()):

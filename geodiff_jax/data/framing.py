@@ -19,7 +19,7 @@ from geodiff_jax.geometry.camera import Camera
 from geodiff_jax.head import landmarks
 from geodiff_jax.head import model as head_model
 from geodiff_jax.head.model import HeadModel, HeadParams
-from geodiff_jax.render import condition_maps, head_crop
+from geodiff_jax.render import condition_maps, head_crop, uv
 
 FACE_MARGIN = 1.1
 """The face's box over that of its landmarks, as in X-NeMo's driving crops."""
@@ -125,11 +125,41 @@ def share_inside(
     return jnp.sum(inside & counted) / jnp.sum(counted)
 
 
-@functools.partial(jax.jit, static_argnames=("size",))
 def maps(
+    head: HeadModel, params: HeadParams, camera: Camera, sizes: schema.Sizes
+) -> tuple[dict[str, Float[np.ndarray, "_ _ c"]], Float[np.ndarray, "4"]]:
+    """What is drawn of `schema.MAPS`, by name, and the box of the face.
+
+    Raises ValueError for a `surface` of a head without UV coordinates.
+    """
+    drawn, box = _maps(head, params, camera, size=sizes.map)
+    if "surface" in sizes.maps:
+        drawn["surface"] = _surface(_chart(head, sizes.surface), head, params)
+    return {name: np.asarray(drawn[name]) for name in sizes.maps}, np.asarray(box)
+
+
+_CHARTS: dict[tuple[str, int], uv.Chart] = {}
+
+
+def _chart(head: HeadModel, size: int) -> uv.Chart:
+    """Made once for a head, which no cache of functions could hash."""
+    key = head.version, size
+    if key not in _CHARTS:
+        _CHARTS[key] = uv.rasterize_chart(head.uv, head.uv_faces, size=size)
+    return _CHARTS[key]
+
+
+@jax.jit
+def _surface(
+    chart: uv.Chart, head: HeadModel, params: HeadParams
+) -> Float[Array, "s s 3"]:
+    return uv.position_map(chart, head.faces, head_model.vertices(head, params))
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _maps(
     head: HeadModel, params: HeadParams, camera: Camera, *, size: int
 ) -> tuple[dict[str, Float[Array, "m m c"]], Float[Array, "4"]]:
-    """Condition maps by their names of `schema.MAPS`, and the box of the face."""
     code, offset = condition_maps.surface_maps(head, params, camera, size=size)
     pose = condition_maps.head_pose_map(head, params, camera, size=size)
     drawn = {"head_pose": pose, "position_code": code, "expression_offset": offset}

@@ -106,15 +106,15 @@ def cache(
     *,
     name: str,
     splits: Sequence[str] = ("train", "held_out"),
-    maps: Sequence[str] = tuple(schema.MAPS),
+    maps: Sequence[str] | None = None,
     batch: int = 8,
     face: int = 320,
 ) -> pathlib.Path:
     """Encodes a finished dataset; returns the folder that `loading.open_source` takes.
 
     `name` is the autoencoder's, and part of the folder's; `maps` those of the layouts
-    that will be trained, for they are most of a record; `face` the side of stored
-    windows (ours: for crops of 224).
+    that will be trained, for they are most of a record (by default all there are);
+    `face` the side of stored windows (ours: for crops of 224).
 
     Raises:
       ValueError: the dataset is not finished, or lacks one of the maps.
@@ -122,7 +122,9 @@ def cache(
     original = pathlib.Path(data_path)
     for split in splits:
         building.read_index(original, split)
-    missing = sorted(set(maps) - set(_features(str(original))))
+    held = _features(str(original))
+    maps = [x for x in schema.MAPS if x in held] if maps is None else maps
+    missing = sorted(set(maps) - set(held))
     if missing:
         raise ValueError(
             f"Expected {', '.join(missing)} in the records of {original}, got none; "

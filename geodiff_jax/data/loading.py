@@ -39,6 +39,8 @@ class Contents:
     """Whether cached latents take the place of pictures."""
     crop: int | None = 224
     """Side of driving crops; None for none."""
+    surface: int | None = None
+    """Side of the map on which learnt features are drawn (004); None for none."""
     ranges: augment.Ranges | None = dataclasses.field(default_factory=augment.Ranges)
     """How far driving crops are changed; None for not at all."""
 
@@ -134,8 +136,10 @@ def needed(contents: Contents) -> tuple[str, ...]:
     """What has to be read of a record."""
     names = [name for name in contents.maps if name in schema.MAPS]
     names += ["latents"] if contents.latents else list(contents.domains)
-    if set(RAYS) & set(contents.maps):
+    if set(RAYS) & set(contents.maps) or contents.surface is not None:
         names += ["camera_from_world", "intrinsics"]
+    if contents.surface is not None:
+        names += ["surface"]
     if contents.crop is not None:
         names += ["face"] if contents.latents else ["face_box", "image"]
     return (*dict.fromkeys(names), "synthetic")
@@ -180,6 +184,10 @@ class Loader:
         }
         if contents.reference:
             example["reference"] = self._reference(choice.reference, reading)
+        if contents.surface is not None:
+            example["surface"] = self._surface(
+                choice.targets, reading, side=contents.surface
+            )
         if contents.crop is not None:
             crops = self._driving(generator, choice.driving, reading, contents.crop)
             example["driving"] = crops
@@ -235,6 +243,23 @@ class Loader:
                 record, name="head_pose", reference=record, side=side
             )
         return seen
+
+    def _surface(
+        self, records: Int[np.ndarray, "view time"], reading: "_Reading", *, side: int
+    ) -> dict[str, np.ndarray]:
+        def positions(number: int) -> np.ndarray:
+            record = reading.record(number)
+            stored = np.asarray(record["surface"], np.float32)
+            return rays.in_camera(stored, record["camera_from_world"])
+
+        def intrinsics(number: int) -> np.ndarray:
+            own = np.asarray(reading.record(number)["intrinsics"], np.float32)
+            return own * np.float32(side / self._source.image)
+
+        return {
+            "positions": _stack(records, positions),
+            "intrinsics": _stack(records, intrinsics),
+        }
 
     def _driving(
         self,

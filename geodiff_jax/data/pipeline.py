@@ -15,6 +15,8 @@ and, in "signals" and "reference", of `render.conditioning.Conditioning` and
              reference_slots (batch, view, time)
   reference  of the reference net: latents or image, and head_pose, (batch, ...)
   driving    (batch, view, time, y, x, 3) bytes
+  surface    of `splatted_features.Surface`: positions (batch, view, time, s, s, 3) in
+             the camera's axes, and intrinsics (batch, view, time, 4)
   synthetic  (batch,)
   frames     (batch, time): False where a frame is padding
   replaced   (batch,): how many unreadable examples each one stands in for

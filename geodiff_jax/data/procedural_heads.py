@@ -43,7 +43,7 @@ MIDDLE = (0.0, -0.02, 0.0)
 class Plan:
     """How many of everything, and how large."""
 
-    sizes: schema.Sizes = schema.Sizes(image=128, map=16)
+    sizes: schema.Sizes = schema.Sizes(image=128, map=16, surface=64)
     subjects: int = 48
     held_out: int = 4
     """The last subjects: in the split "held_out", never in "train"."""
@@ -61,9 +61,10 @@ class Plan:
         return {"train": names[:train], "held_out": names[train:]}
 
 
+TOY = schema.Sizes(64, 8, surface=8)
 PLANS = {
     # 64 x 64 in seconds, for tests; the tiny size's; the paper's pictures.
-    "toy": Plan(schema.Sizes(64, 8), 3, 1, clips=1, frames=2, views=2, texture=64),
+    "toy": Plan(TOY, 3, 1, clips=1, frames=2, views=2, texture=64),
     "tiny": Plan(),
     "paper": Plan(schema.Sizes(), 10_000, 100, frames=16, views=16, texture=1024),
 }
@@ -266,7 +267,7 @@ def _example(
     )
     mask = np.clip(mask, 0.0, 1.0)
     normals = np.asarray(normals_of(head, params, person.hair, camera))
-    maps, box = framing.maps(head, params, camera, size=plan.sizes.map)
+    maps, box = framing.maps(head, params, camera, plan.sizes)
     return schema.Example(
         image=np.clip(image, 0.0, 1.0),
         normal=schema.unit_normals(normals, mask),
@@ -275,8 +276,8 @@ def _example(
         intrinsics=np.asarray(camera.intrinsics),
         params=jax.tree.map(np.asarray, params),
         head_version=head.version,
-        maps={name: np.asarray(maps[name]) for name in plan.sizes.maps},
-        face_box=np.asarray(box),
+        maps=maps,
+        face_box=box,
         subject="",
         clip="",
         frame=0,

@@ -34,6 +34,15 @@ def plucker_map(
     return np.concatenate([directions, moments], axis=-1).astype(np.float32)
 
 
+def in_camera(
+    positions: Float[np.ndarray, "*b 3"], camera_from_world: Float[np.ndarray, "7"]
+) -> Float[np.ndarray, "*b 3"]:
+    """Positions of the world in the camera's axes; zeros, which are none, stay zero."""
+    pose = np.asarray(camera_from_world, np.float64)
+    seen = positions @ np.float32(rotation(pose[:4]).T) + np.float32(pose[4:])
+    return np.where(np.any(positions != 0.0, axis=-1, keepdims=True), seen, 0.0)
+
+
 def rotation(quaternion: Float[np.ndarray, "4"]) -> Float[np.ndarray, "3 3"]:
     """The matrix of a unit quaternion wxyz."""
     w, (x, y, z) = quaternion[0], quaternion[1:]

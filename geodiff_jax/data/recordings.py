@@ -33,8 +33,8 @@ SEPARATOR = "~"
 FIT_HERE = pathlib.Path("fit")
 """In place of a folder of fits: single pictures are fitted on the way."""
 PLANS = {
-    "toy": schema.Sizes(64, 8),
-    "tiny": schema.Sizes(128, 16),
+    "toy": schema.Sizes(64, 8, surface=8),
+    "tiny": schema.Sizes(128, 16, surface=64),
     "paper": schema.Sizes(),
 }
 
@@ -172,11 +172,11 @@ def make_example(
     params, head = recording.track.frame(index), recording.head
     frame = _with_files(frame, recording, frame_id, job)
     square = framing.cut(frame, box, recording.camera, size=job.sizes.image)
-    maps, face_box = framing.maps(head, params, square.camera, size=job.sizes.map)
+    maps, face_box = framing.maps(head, params, square.camera, job.sizes)
     drawn = framing.draw_head(head, params, square.camera)
     fitted, covered, face = (np.asarray(x) for x in drawn)
-    _refuse_intruders(square, np.asarray(face_box), job.detect)
-    image, mask = _on_white(square, np.asarray(face_box), covered, job)
+    _refuse_intruders(square, face_box, job.detect)
+    image, mask = _on_white(square, face_box, covered, job)
     if square.normal is None and job.normals in (None, estimates.FIT):
         normal = framing.extend(fitted, covered, mask)
     else:
@@ -192,8 +192,8 @@ def make_example(
         intrinsics=np.asarray(square.camera.intrinsics),
         params=jax.tree.map(np.asarray, params),
         head_version=head.version,
-        maps={name: np.asarray(maps[name]) for name in job.sizes.maps},
-        face_box=np.asarray(face_box),
+        maps=maps,
+        face_box=face_box,
         subject=recording.subject,
         clip=recording.clip,
         frame=frame_id,
@@ -230,6 +230,14 @@ def _on_white(
 
 
 @functools.cache
+def drawn_of(head: HeadModel, sizes: schema.Sizes) -> schema.Sizes:
+    """The sizes, without the map of a chart for a head that has none."""
+    if len(head.uv):
+        return sizes
+    maps = tuple(name for name in sizes.maps if name != "surface")
+    return dataclasses.replace(sizes, maps=maps)
+
+
 def load_head(path: pathlib.Path | None) -> HeadModel:
     """The head that fits are of. Raises as `head.files.load`."""
     return procedural.load() if path is None else head_files.load(path)

@@ -14,9 +14,11 @@ from PIL import Image
 
 from geodiff_jax.head.model import HeadModel, HeadParams
 
-MAPS = {"head_pose": 3, "position_code": 42, "expression_offset": 3}
-"""Channels of what may be stored at the latents' resolution; names are those of
-`render.conditioning.Conditioning`. CAP4D's rays and masks follow from the camera."""
+MAPS = {"head_pose": 3, "position_code": 42, "expression_offset": 3, "surface": 3}
+"""Channels of what may be stored. The first three are at the latents' resolution; names
+are those of `render.conditioning.Conditioning`. CAP4D's rays and masks follow from the
+camera. `surface` is the posed head's chart, where Learn2Control draws what it learns:
+positions of texels in the camera's world, metres, zero outside the chart."""
 COVERED = 0.5
 """A pixel has a normal where at least this share of it is head (ours)."""
 UNIT_TOLERANCE = 0.02
@@ -33,6 +35,13 @@ class Sizes:
     """Of condition maps: the latents' side."""
     maps: tuple[str, ...] = tuple(MAPS)
     """Which of `MAPS` are stored."""
+    surface: int = 256
+    """Texels along a side of `surface` (004, Sec 3.2)."""
+
+    def of_map(self, name: str) -> tuple[int, int, int]:
+        """Shape of one of `MAPS`."""
+        side = self.surface if name == "surface" else self.map
+        return side, side, MAPS[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +116,6 @@ def features(sizes: Sizes, head: HeadModel) -> tfds.features.FeaturesDict:
     def picture(channels: int) -> tfds.features.Image:
         return tfds.features.Image(shape=(side, side, channels), encoding_format="png")
 
-    kept = {name: MAPS[name] for name in sizes.maps}
     return tfds.features.FeaturesDict(
         {
             "image": picture(3),
@@ -118,8 +126,8 @@ def features(sizes: Sizes, head: HeadModel) -> tfds.features.FeaturesDict:
             "face_box": numbers(4),
             **{name: numbers(*shape) for name, shape in _param_shapes(head).items()},
             **{
-                name: numbers(sizes.map, sizes.map, channels, dtype=np.float16)
-                for name, channels in kept.items()
+                name: numbers(*sizes.of_map(name), dtype=np.float16)
+                for name in sizes.maps
             },
             **{
                 name: tfds.features.Text()
@@ -194,7 +202,7 @@ def _check_labels(example: Example, head: HeadModel) -> None:
 
 
 def _check_arrays(example: Example, sizes: Sizes, head: HeadModel) -> None:
-    side, map_side = sizes.image, sizes.map
+    side = sizes.image
     if set(example.maps) != set(sizes.maps):
         raise ValueError(
             f"Expected the maps {sorted(sizes.maps)}, got {sorted(example.maps)}."
@@ -207,7 +215,7 @@ def _check_arrays(example: Example, sizes: Sizes, head: HeadModel) -> None:
         "intrinsics": (4,),
         "face_box": (4,),
         **_param_shapes(head),
-        **{name: (map_side, map_side, MAPS[name]) for name in sizes.maps},
+        **{name: sizes.of_map(name) for name in sizes.maps},
     }
     given = {**vars(example), **vars(example.params), **example.maps}
     for name, shape in expected.items():

@@ -11,7 +11,7 @@ from geodiff_jax.head import model as head_model
 from tests.head import random_head
 
 HEAD = random_head.load()
-SIZES = schema.Sizes(image=32, map=4)
+SIZES = schema.Sizes(image=32, map=4, surface=2)
 CODE = 0.001
 """What latents and head-pose maps hold is the record's number times this."""
 
@@ -43,10 +43,7 @@ def example(
             **{name: np.asarray(value) for name, value in vars(params).items()}
         ),
         head_version=HEAD.version,
-        maps={
-            name: np.zeros((sizes.map, sizes.map, schema.MAPS[name]), np.float32)
-            for name in sizes.maps
-        },
+        maps={name: np.zeros(sizes.of_map(name), np.float32) for name in sizes.maps},
         face_box=np.array([8.0, 8.0, 24.0, 24.0], np.float32),
         subject=subject,
         clip=clip,

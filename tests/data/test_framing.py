@@ -108,12 +108,18 @@ def test_maps_and_pictures_share_the_camera(placed):
     image, matte, normals = portraits.shot(PARAMS, CAMERA)
     frame = framing.Frame(image, matte, normals)
     square = framing.cut(frame, box, CAMERA, size=SIZE)
-    maps, face_box = framing.maps(portraits.head(), PARAMS, square.camera, size=8)
+    sizes = schema.Sizes(SIZE, 8, surface=16)
+    maps, face_box = framing.maps(portraits.head(), PARAMS, square.camera, sizes)
     drawn = np.linalg.norm(np.asarray(maps["head_pose"]), axis=-1)
     covered = square.matte.reshape(8, 8, 8, 8).mean(axis=(1, 3))
     # The lowest neck is in the map and not in this matte.
     inner, covered = drawn[:5] > 0.9, covered[:5]
     assert np.all(covered[inner] > 0.85) and inner.sum() > 5
+    seen = maps["surface"][maps["surface"].any(axis=-1)]
+    assert len(seen) > 0.2 * 16**2
+    pixels = np.asarray(square.camera.project(jnp.asarray(seen))[0])
+    # On the head but for the neck's end, which is cut off in no map.
+    assert np.mean((pixels > 0.0) & (pixels < SIZE)) > 0.95
     left, top, right, bottom = np.asarray(face_box).astype(int)
     assert square.matte[top:bottom, left:right].mean() > 0.7
     # The head fills the box but for the margin.

@@ -118,6 +118,30 @@ def targets_of_set(batch):
     return balls.numbers(batch["latents"])[:, 0]
 
 
+def test_surfaces_lie_in_the_cameras_axes():
+    """A camera that is turned about y by a right angle, and 1 m away."""
+    half = np.sqrt(0.5)
+    pose = np.float32([half, 0.0, half, 0.0, 0.0, 0.0, 1.0])
+    stored = np.zeros((2, 2, 3), np.float16)
+    stored[0, 1] = 0.1, 0.2, 0.3
+    source = balls.spoilt(SOURCE, 0, surface=stored, camera_from_world=pose)
+    for number in range(1, len(LABELS)):
+        source = balls.spoilt(source, number, surface=0 * stored)
+    contents = dataclasses.replace(LATENTS, surface=16)
+    pair = pairing.Pairing(cross_view=0.0)
+    read = [x["surface"] for x in batches(source, pair=pair, contents=contents)[:12]]
+    positions = np.concatenate([x["positions"] for x in read])[:, 0, 0]
+    (number,) = np.flatnonzero(positions.any(axis=(1, 2, 3)))
+    expected = np.zeros((2, 2, 3))
+    expected[0, 1] = 0.3, 0.2, 1.0 - 0.1
+    np.testing.assert_allclose(positions[number], expected, atol=1e-3)
+    # Of a map of 16 x 16, half as large as the picture.
+    intrinsics = np.concatenate([x["intrinsics"] for x in read])
+    np.testing.assert_allclose(
+        intrinsics, np.broadcast_to([20.0, 20.0, 8.0, 8.0], intrinsics.shape)
+    )
+
+
 def test_pictures_are_the_records_own():
     contents = dataclasses.replace(PICTURES, ranges=None)
     pair = pairing.Pairing(frames=2, cross_view=0.0)

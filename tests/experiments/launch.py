@@ -5,6 +5,7 @@ import importlib
 import types
 from collections.abc import Iterator
 
+import grain  # noqa: F401  Its flags are its own, whoever imports it first.
 from absl import flags
 from absl.testing import flagsaver
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import latent_codec, picture_batches, recorded_batches
-from experiments.configs import cap4d, geodiff4d
+from experiments.configs import cap4d, geodiff4d, learn2control
 from geodiff_jax.models import weight_files
 from tests.experiments import launch as test_launch
 from tests.experiments import toy_codec
@@ -36,10 +36,12 @@ def config_of(module):
     config.batch, config.latents = 2, 8
     if "crop" in config:
         config.crop = 32
+    if "features" in config:
+        config.features.size = 8
     return config
 
 
-@pytest.mark.parametrize("paper", [geodiff4d, cap4d])
+@pytest.mark.parametrize("paper", [geodiff4d, cap4d, learn2control])
 def test_training_reads_latents_of_the_pictures(cached, codec, paper):
     """Any record's: balls of one frame look alike from both sides."""
     pictures, latents = cached
