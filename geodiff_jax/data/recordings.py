@@ -229,7 +229,6 @@ def _on_white(
     return image, mask
 
 
-@functools.cache
 def drawn_of(head: HeadModel, sizes: schema.Sizes) -> schema.Sizes:
     """The sizes, without the map of a chart for a head that has none."""
     if len(head.uv):
@@ -238,6 +237,7 @@ def drawn_of(head: HeadModel, sizes: schema.Sizes) -> schema.Sizes:
     return dataclasses.replace(sizes, maps=maps)
 
 
+@functools.cache
 def load_head(path: pathlib.Path | None) -> HeadModel:
     """The head that fits are of. Raises as `head.files.load`."""
     return procedural.load() if path is None else head_files.load(path)
