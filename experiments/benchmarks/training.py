@@ -133,15 +133,13 @@ def pipeline_rows(rendered: str, cached: str) -> Iterator[timing.Row]:
 
 def repeated(source: loading.Source, *, times: int) -> loading.Source:
     """The same records as so many times as many people's."""
-    index, copies = source.index, np.arange(times).repeat(len(source.index))
-    labels = {name: np.tile(codes, times) for name, codes in vars(index).items()}
+    count = len(source.index)
+    copies = np.arange(times).repeat(count)
+    tiled = loading.chosen(source, np.tile(np.arange(count), times))
+    labels = dict(vars(tiled.index))
     for name in ("subject", "clip"):
-        labels[name] += copies * (int(labels[name].max()) + 1)
-    return dataclasses.replace(
-        source,
-        records=loading.Chosen(source.records, np.tile(np.arange(len(index)), times)),
-        index=building.Index(**labels),
-    )
+        labels[name] = labels[name] + copies * (int(labels[name].max()) + 1)
+    return dataclasses.replace(tiled, index=building.Index(**labels))
 
 
 def rate(step: Callable[[], Any], *, seconds: float) -> dict[str, float]:

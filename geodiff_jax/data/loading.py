@@ -60,22 +60,20 @@ class Source:
     """Its share of a mixture, for its size (001, Sec 4.1)."""
 
 
+def chosen(source: Source, numbers: Int[np.ndarray, " n"]) -> Source:
+    """A source of some of its records, in this order."""
+    labels = {name: codes[numbers] for name, codes in vars(source.index).items()}
+    records = _Chosen(source.records, numbers)
+    return dataclasses.replace(source, records=records, index=building.Index(**labels))
+
+
 def by_subject(source: Source) -> list[Source]:
     """A source for each of its people."""
-
-    def of(subject: int) -> Source:
-        numbers = np.flatnonzero(source.index.subject == subject)
-        labels = {name: codes[numbers] for name, codes in vars(source.index).items()}
-        return dataclasses.replace(
-            source,
-            records=Chosen(source.records, numbers),
-            index=building.Index(**labels),
-        )
-
-    return [of(int(subject)) for subject in np.unique(source.index.subject)]
+    people = source.index.subject
+    return [chosen(source, np.flatnonzero(people == one)) for one in np.unique(people)]
 
 
-class Chosen(Sequence):
+class _Chosen(Sequence):
     """Some of a sequence's records."""
 
     def __init__(self, records: Sequence, numbers: Int[np.ndarray, " n"]) -> None:

@@ -261,7 +261,7 @@ def test_a_linear_codec_starts_with_principal_components(count):
     squares = np.float64(squares).reshape(-1, 192)
     kept = np.linalg.svd(squares - squares.mean(axis=0))[1]
     error = np.sum(np.square(np.float64(found) - pixels))
-    np.testing.assert_allclose(error, np.sum(kept[count:] ** 2), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(error, np.sum(kept[count:] ** 2), rtol=1e-4, atol=1e-6)
     # A latent's deviation is the square root of its component's.
     latents = run(variables, pixels, method="posterior").mean.reshape(-1, count)
     rank = min(count, len(squares) - 1)

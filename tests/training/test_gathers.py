@@ -51,8 +51,8 @@ def test_only_what_is_gathered_up_front_is_gathered_at_once(found):
 
 
 def partitioned(word, folder):
-    """The program once XLA has split it over devices; what is left gathers nothing,
-    and takes its CPU backend longer than anyone would wait."""
+    """The program once XLA has split it over devices, which is where gathers are made;
+    then its CPU backend takes longer than anyone would wait."""
     dump = f"--xla_dump_to={folder} --xla_dump_hlo_pass_re=spmd-partitioning"
     only = "--xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_step"
     process = subprocess.Popen(
