@@ -80,23 +80,22 @@ def draw(generator: np.random.Generator, ranges: Ranges) -> Change:
 
 def crop(
     generator: np.random.Generator,
-    picture: UInt8[np.ndarray, "h w 3"],
+    picture: Image.Image,
     box: Float[np.ndarray, "4"],
     change: Change,
     *,
     size: int,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The square about the box, changed; white beyond the picture.
+    """The square about the box of an RGB picture, changed; white beyond the picture.
 
     One resampling does crop, size and motion. The generator is for noise alone.
     """
-    source = Image.fromarray(picture)
     window = _window(box, change)
     shrink = int(math.hypot(window[0], window[1]) / size)
     if shrink > 1:  # Bilinear samples would skip pixels in between.
-        source = source.reduce(shrink)
+        picture = picture.reduce(shrink)
         window = window / shrink
-    moved = source.transform(
+    moved = picture.transform(
         (size, size),
         Image.Transform.AFFINE,
         data=tuple(_affine(window, size)),
@@ -110,7 +109,7 @@ def crop(
 
 
 def stored_window(
-    picture: UInt8[np.ndarray, "h w 3"], box: Float[np.ndarray, "4"], *, size: int
+    picture: Image.Image, box: Float[np.ndarray, "4"], *, size: int
 ) -> UInt8[np.ndarray, "size size 3"]:
     """The face with its surroundings, from which any driving crop can be cut."""
     generator = np.random.default_rng(0)  # There is no noise to draw.

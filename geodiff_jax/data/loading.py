@@ -272,10 +272,10 @@ class Loader:
 
         def one(record: int) -> np.ndarray:
             if self._contents.latents:
-                picture = reading.picture(record, name="face")
-                box = augment.window_box(len(picture))
+                picture = reading.face(record)
+                box = augment.window_box(picture.width)
             else:
-                picture = reading.picture(record, name="image")
+                picture = Image.fromarray(reading.picture(record, name="image"))
                 box = reading.record(record)["face_box"]
             return augment.crop(generator, picture, box, change, size=size)
 
@@ -319,10 +319,17 @@ class _Reading:
                 pixels = decoded(self.record(number)[name])
             except UNREADABLE as error:
                 raise _Unreadable(f"record {number}: {error}") from error
-            if name != "face" and pixels.shape != (side, side, 3):
+            if pixels.shape != (side, side, 3):
                 raise _Unreadable(f"record {number}: {name} of shape {pixels.shape}")
             self._pictures[number, name] = pixels
         return self._pictures[number, name]
+
+    def face(self, number: int) -> Image.Image:
+        """The window round the face that lies beside cached latents."""
+        try:
+            return opened(self.record(number)["face"])
+        except UNREADABLE as error:
+            raise _Unreadable(f"record {number}: {error}") from error
 
     def map(self, number: int, *, name: str, reference: int, side: int) -> np.ndarray:
         """A stored map, or rays relative to the reference's camera."""
@@ -344,9 +351,16 @@ def _finite(values: np.ndarray) -> bool:
 
 
 def decoded(stored: bytes | np.ndarray) -> UInt8[np.ndarray, "h w *c"]:
-    """Pixels of a PNG's bytes."""
+    """Pixels of a picture's bytes."""
+    return np.asarray(opened(stored))
+
+
+def opened(stored: bytes | np.ndarray) -> Image.Image:
+    """The whole picture of a file's bytes, so that what is torn is found out here."""
     content = stored if isinstance(stored, bytes) else np.asarray(stored).tobytes()
-    return np.asarray(Image.open(io.BytesIO(content)))
+    picture = Image.open(io.BytesIO(content))
+    picture.load()
+    return picture
 
 
 def _stack(

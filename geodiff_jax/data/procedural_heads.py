@@ -33,10 +33,18 @@ from geodiff_jax.render import condition_maps, mesh_rasterizer
 LICENCE = "Rendered from numbers and formulas: no rights reserved."
 DISTANCE = 1.0
 """Metres from the head's middle to the camera."""
-ZOOM = 2.9
-"""Focal length in widths of the picture: the head with its hair fills it."""
+ZOOM = 3.5
+"""Focal length in widths of the picture: the head fills it, much hair leaves it."""
 MIDDLE = (0.0, -0.02, 0.0)
 """Of head and upper neck, head frame."""
+SPREAD_DEGREES = 90.0
+"""From the leftmost camera to the rightmost; NeRSemble's stand 93 degrees apart."""
+PACE = 4
+"""Frames from one expression to the next."""
+MUSCLES = 12
+"""At work in an expression, on average: a face that acts, as in NeRSemble's takes."""
+TALKING = 0.6
+"""Probability that the jaw is open, by any amount: what moves a face most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +52,12 @@ class Plan:
     """How many of everything, and how large."""
 
     sizes: schema.Sizes = schema.Sizes(image=128, map=16, surface=64)
-    subjects: int = 48
+    subjects: int = 72
     held_out: int = 4
     """The last subjects: in the split "held_out", never in "train"."""
     clips: int = 2
     frames: int = 8
-    views: int = 3
+    views: int = 2
     texture: int = 256
     """Texels along a side of a person's albedo."""
     seed: int = 0
@@ -189,14 +197,14 @@ def _person(key: Key[Array, ""], head: HeadModel, plan: Plan) -> _Person:
 
 
 def sample_views(key: Key[Array, ""], count: int, *, size: int) -> list[Camera]:
-    """Cameras round the face: evenly spread in yaw over 120 degrees, then shaken.
+    """Cameras round the face: evenly spread in yaw over 90 degrees, then shaken.
 
     Pitch is -15 to 20 degrees; distance and focal length differ a little.
     """
     draws = np.asarray(jax.random.uniform(key, (count, 4)), np.float64)
     views = []
     for number, (turn, lift, far, zoom) in enumerate(draws):
-        yaw = np.radians(-60.0 + 120.0 * (number + turn) / count)
+        yaw = np.radians(SPREAD_DEGREES * ((number + turn) / count - 0.5))
         pitch = np.radians(-15.0 + 35.0 * lift)
         away = DISTANCE * (0.9 + 0.2 * far)
         direction = np.array(
@@ -220,21 +228,26 @@ def sample_views(key: Key[Array, ""], count: int, *, size: int) -> list[Camera]:
 def sample_motion(
     key: Key[Array, ""], head: HeadModel, identity: Float[Array, " i"], *, frames: int
 ) -> list[HeadParams]:
-    """A face on its way from one expression and pose to another, at a smooth pace."""
+    """A face on its way through random expressions and poses, at a smooth pace.
+
+    It starts and ends with one of them; about `PACE` frames lie from one to the next.
+    """
     expression_key, pose_key = jax.random.split(key)
-    ends = [
-        np.asarray(procedural.sample_expression(one, head, count=6))
-        for one in jax.random.split(expression_key)
+    legs = max(round(frames / PACE), 1)
+    stops = [
+        _expression(one, head) for one in jax.random.split(expression_key, legs + 1)
     ]
-    poses = np.asarray(jax.random.normal(pose_key, (2, 4, 3)), np.float64)
+    poses = np.asarray(jax.random.normal(pose_key, (legs + 1, 4, 3)), np.float64)
     rest = head_model.neutral(head).replace(identity=identity)
     motion = []
     for frame in range(frames):
-        share = frame / max(frames - 1, 1)
+        way = legs * frame / max(frames - 1, 1)
+        leg = min(int(way), legs - 1)
+        share = way - leg
         ease = share * share * (3.0 - 2.0 * share)
-        turn, neck, gaze, shift = (1.0 - ease) * poses[0] + ease * poses[1]
+        turn, neck, gaze, shift = (1.0 - ease) * poses[leg] + ease * poses[leg + 1]
         values = {
-            "expression": (1.0 - ease) * ends[0] + ease * ends[1],
+            "expression": (1.0 - ease) * stops[leg] + ease * stops[leg + 1],
             # Nods and turns more than leans.
             "rotation": np.clip(turn, -2, 2) * np.radians([5.0, 9.0, 3.0]),
             "neck": np.clip(neck, -2, 2) * np.radians([4.0, 5.0, 3.0]),
@@ -244,6 +257,16 @@ def sample_motion(
         changed = {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}
         motion.append(rest.replace(**changed))
     return motion
+
+
+def _expression(key: Key[Array, ""], head: HeadModel) -> Float[np.ndarray, " e"]:
+    """Many muscles at once, and a jaw that is often open."""
+    muscles_key, talks_key, jaw_key = jax.random.split(key, 3)
+    drawn = np.array(procedural.sample_expression(muscles_key, head, count=MUSCLES))
+    if jax.random.bernoulli(talks_key, TALKING):
+        jaw = head.expression_names.index("jawOpen")
+        drawn[jaw] = max(drawn[jaw], jax.random.uniform(jaw_key))
+    return drawn
 
 
 def _example(

@@ -77,18 +77,21 @@ def make(
     zero_terminal: bool = False,
     largest_beta: float = 1.0,
     num_views: int | None = None,
+    shift: float = 1.0,
     ends_clean: bool = True,
 ) -> NoiseSchedule:
     """Stable Diffusion's schedule and what the papers make of it.
 
     X-NeMo sets last_beta 0.02. CAP4D sets zero_terminal, largest_beta 0.99, num_views 8
-    and ends_clean False. See `zero_terminal_snr` and `shift_snr`.
+    and ends_clean False. See `zero_terminal_snr` and, for `num_views` and for any other
+    factor `shift`, `shift_snr`.
     """
     alpha_bar = scaled_linear(num_times, first_beta=first_beta, last_beta=last_beta)
     if zero_terminal:
         alpha_bar = zero_terminal_snr(alpha_bar, largest_beta=largest_beta)
     if num_views is not None:
-        alpha_bar = shift_snr(alpha_bar, factor=view_factor(num_views))
+        shift *= view_factor(num_views)
+    alpha_bar = shift_snr(alpha_bar, factor=shift)
     return from_alpha_bar(alpha_bar, prediction=prediction, ends_clean=ends_clean)
 
 

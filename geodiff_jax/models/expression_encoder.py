@@ -136,6 +136,9 @@ class ExpressionEncoder(nn.Module):
     """Channels that the face is reduced to: the landmarks of face alignment."""
     depth: int = 4
     """How often the hourglass halves."""
+    squeezed: int = 1
+    """Channels of the last map, all of whose numbers make the expression: more than
+    X-NeMo's where crops are small."""
     patches: tuple[int, int, int] = (4, 2, 2)
     """Pixels along the sides of the patches of the three blocks of attention."""
     heads: int = 8
@@ -209,7 +212,7 @@ class ExpressionEncoder(nn.Module):
         x = across[2](_norm("top_norm", train, dtype)(x))
         x = _conv("maps_conv", self.maps, 1, dtype)(nn.relu(x))
         x = nn.relu(_norm("maps_norm", train, dtype)(x))
-        x = _conv("squeeze", 1, 3, dtype, stride=2)(x)
+        x = _conv("squeeze", self.squeezed, 3, dtype, stride=2)(x)
         return nn.relu(x.reshape(len(x), -1))
 
     def _box(self, n: int, box: Float[Array, "n 3"] | None) -> Float[Array, "n d"]:

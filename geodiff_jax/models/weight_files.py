@@ -181,6 +181,7 @@ def _template(module: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(module, vae.AutoencoderKL):
         pixels = (module.factor, module.factor)
     else:
-        # A crop's eighth, squeezed by half, is what `to_latent` takes.
-        pixels = (8 * math.isqrt(flat["to_latent/kernel"].shape[-2]),) * 2
+        # All channels of an eighth of the crop are what `to_latent` takes.
+        numbers = flat["to_latent/kernel"].shape[-2]
+        pixels = (8 * math.isqrt(numbers // module.squeezed),) * 2
     return weights.template(module, jnp.zeros((1, *pixels, 3)))

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from geodiff_jax.data import augment
 
@@ -15,7 +16,8 @@ HALF_A_BYTE = 0.5001 / 255.0
 
 def crop(picture, box, size=32, **change):
     made = augment.Change(**change)
-    shown = augment.crop(np.random.default_rng(1), picture, box, made, size=size)
+    generator = np.random.default_rng(1)
+    shown = augment.crop(generator, Image.fromarray(picture), box, made, size=size)
     return shown / 255.0
 
 
@@ -86,7 +88,7 @@ def test_noise_and_blur_are_as_strong_as_named():
 
 
 def test_every_crop_has_noise_of_its_own_and_again_the_same():
-    flat = np.full((64, 64, 3), 128, np.uint8)
+    flat = Image.fromarray(np.full((64, 64, 3), 128, np.uint8))
     box, change = np.array([0.0, 0, 64, 64]), augment.Change(noise=0.03)
 
     def drawn(seed):
