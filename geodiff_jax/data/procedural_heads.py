@@ -52,7 +52,7 @@ class Plan:
     """How many of everything, and how large."""
 
     sizes: schema.Sizes = schema.Sizes(image=128, map=16, surface=64)
-    subjects: int = 72
+    subjects: int = 64
     held_out: int = 4
     """The last subjects: in the split "held_out", never in "train"."""
     clips: int = 2
