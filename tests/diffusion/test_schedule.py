@@ -110,8 +110,13 @@ def test_shift_adds_a_constant_to_log_snr():
     with jax.enable_x64(True):
         t = jnp.arange(1000)
         plain = cap4d(num_views=None).log_snr(t)
-        shift = cap4d(num_views=5).log_snr(t) - plain
-        np.testing.assert_allclose(shift, -np.log(2.0), atol=1e-7)
+        for changed, factor in (
+            (cap4d(num_views=5), 0.5),
+            (cap4d(num_views=None, shift=0.25), 0.25),
+            (cap4d(num_views=5, shift=0.25), 0.125),
+        ):
+            moved = changed.log_snr(t) - plain
+            np.testing.assert_allclose(moved, np.log(factor), atol=1e-7)
 
 
 @pytest.mark.parametrize(("source", "to"), itertools.product(KINDS, KINDS))

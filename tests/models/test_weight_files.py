@@ -82,7 +82,14 @@ UNET = unet.UNet(
 )
 VAE = vae.AutoencoderKL(channels=32, multipliers=(1, 2), blocks=1)
 ENCODER = expression_encoder.ExpressionEncoder(
-    width=32, maps=4, depth=1, heads=1, head_width=16, latent=16, tokens=4
+    width=32,
+    maps=4,
+    depth=1,
+    squeezed=3,
+    heads=1,
+    head_width=16,
+    latent=16,
+    tokens=4,
 )
 
 
