@@ -103,8 +103,8 @@ def crop(
         fillcolor=(255, 255, 255),
     )
     if change.blur > 0.0:
-        radius = change.blur * size / 224.0
-        moved = moved.filter(ImageFilter.GaussianBlur(radius))
+        box_blur = ImageFilter.BoxBlur(_box_radius(change.blur * size / 224.0))
+        moved = moved.filter(box_blur).filter(box_blur)
     return _with_noise(generator, np.asarray(_recolor(moved, change)), change.noise)
 
 
@@ -139,6 +139,19 @@ def _affine(window: Float[np.ndarray, "4"], size: int) -> Float[np.ndarray, "6"]
     x = window[2] - half * (a - b)
     y = window[3] - half * (b + a)
     return np.array([a, -b, x, b, a, y])
+
+
+def _box_radius(deviation: float) -> float:
+    """Of the box that gives this blur if it is drawn twice: a triangle, for which
+    Pillow takes two thirds of the time of its Gaussian.
+
+    A box of 2 n + 1 pixels and a part f of one more at either end has the variance
+    (n (n + 1) (2 n + 1) / 3 + 2 f (n + 1)^2) / (2 n + 2 f + 1).
+    """
+    variance = deviation**2 / 2.0
+    n = int((math.sqrt(1.0 + 12.0 * variance) - 1.0) / 2.0)
+    more = (2 * n + 1) * (variance - n * (n + 1) / 3.0)
+    return n + more / (2.0 * ((n + 1) ** 2 - variance))
 
 
 def _recolor(picture: Image.Image, change: Change) -> Image.Image:
