@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -89,7 +90,9 @@ def make_parts(
             return
         # Spawned: a fork would share the threads that JAX has started.
         context = multiprocessing.get_context("spawn")
-        pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+        pool = concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_end_with_parent
+        )
         with pool:
             tasks = [pool.submit(_make_part, name, make, folder) for name in missing]
             try:
@@ -98,6 +101,18 @@ def make_parts(
                     advance()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Lets no worker outlive a run that was killed, waiting for parts for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def read_part(

@@ -1,5 +1,6 @@
 """Datasets in the making: killed, resumed, packed and reported."""
 
+import functools
 import itertools
 import multiprocessing
 import os
@@ -56,12 +57,27 @@ def slowly(name):
         yield example
 
 
+def is_running(pid):
+    """Whether a process is there and no zombie, which waits for its parent alone."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def tell_and_make(name, *, folder):
+    (folder / f"{os.getpid()}.worker").touch()
+    yield from slowly(name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_runs_leave_whole_parts_only(tmp_path, workers):
     spawn = multiprocessing.get_context("spawn")
     names = [f"one{number}" for number in range(20)]
-    options = {"names": names, "make": slowly, "workers": workers}
+    make = functools.partial(tell_and_make, folder=tmp_path)
+    options = {"names": names, "make": make, "workers": workers}
     run = spawn.Process(target=make_all, args=(tmp_path,), kwargs=options)
     run.start()
     limit = time.monotonic() + 60.0
@@ -69,6 +85,12 @@ def test_killed_runs_leave_whole_parts_only(tmp_path, workers):
         time.sleep(0.01)
     os.kill(run.pid, signal.SIGKILL)
     run.join()
+    workers_found = [int(path.stem) for path in tmp_path.glob("*.worker")]
+    assert len(workers_found) == workers
+    limit = time.monotonic() + 60.0
+    while any(map(is_running, workers_found)) and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert not any(map(is_running, workers_found))
     left = sorted(path.stem for path in tmp_path.glob("one*.npz"))
     assert 2 <= len(left) < len(names)
     for name in left:
