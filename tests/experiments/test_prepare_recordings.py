@@ -1,7 +1,6 @@
 """Fitted recordings by the command line, from fixtures in the datasets' layouts."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -71,6 +70,12 @@ def built(studio, tmp_path_factory):
     return report.parent
 
 
+def written(folder):
+    found = {x.name: x.read_bytes() for x in folder.rglob("*array_record*")}
+    assert len(found) == 2
+    return found
+
+
 def records_of(folder, split="train"):
     return list(tfds.builder_from_directory(str(folder)).as_data_source(split))
 
@@ -132,9 +137,13 @@ def test_a_killed_run_ends_with_the_same_bytes(studio, built, tmp_path, monkeypa
         run(**flags_of(studio, tmp_path))
     # The part that was whole before is not made again.
     assert len(made) == 4 + 6
-    again = {x.name: x.read_bytes() for x in tmp_path.rglob("*array_record*")}
-    first = {x.name: x.read_bytes() for x in pathlib.Path(built).glob("*array_record*")}
-    assert again == first and len(first) == 2
+    assert written(tmp_path) == written(built)
+
+
+@pytest.mark.slow
+def test_two_workers_write_the_same_bytes(studio, built, tmp_path):
+    run(**flags_of(studio, tmp_path), workers=2)
+    assert written(tmp_path) == written(built)
 
 
 def test_poses_in_the_other_direction_stop_the_run(studio, tmp_path, capsys):
