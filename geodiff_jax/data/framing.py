@@ -130,9 +130,13 @@ def maps(
 ) -> tuple[dict[str, Float[np.ndarray, "_ _ c"]], Float[np.ndarray, "4"]]:
     """What is drawn of `schema.MAPS`, by name, and the box of the face.
 
-    Raises ValueError for a `surface` of a head without UV coordinates.
+    Raises ValueError for a `surface` or `uv` of a head without UV coordinates.
     """
+    if not {"surface", "uv"}.isdisjoint(sizes.maps):
+        uv.check_chart(head.uv, head.uv_faces)
     drawn, box = _maps(head, params, camera, size=sizes.map)
+    if "uv" in sizes.maps:
+        drawn["uv"] = _uv(head, params, camera, size=sizes.of_map("uv")[0])
     if "surface" in sizes.maps:
         drawn["surface"] = _surface(_chart(head, sizes.surface), head, params)
     return {name: np.asarray(drawn[name]) for name in sizes.maps}, np.asarray(box)
@@ -154,6 +158,19 @@ def _surface(
     chart: uv.Chart, head: HeadModel, params: HeadParams
 ) -> Float[Array, "s s 3"]:
     return uv.position_map(chart, head.faces, head_model.vertices(head, params))
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _uv(
+    head: HeadModel, params: HeadParams, camera: Camera, *, size: int
+) -> Float[Array, "s s 3"]:
+    """u, v and visibility at pixels' centres: means of jumps would lie nowhere."""
+    vertices = head_model.vertices(head, params)
+    fragments = condition_maps.rasterize(
+        vertices, head.faces, condition_maps.square(camera, size=size)
+    )
+    seen = condition_maps.coverage(fragments)
+    return jnp.concatenate([condition_maps.uv_map(fragments, head), seen], axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=("size",))

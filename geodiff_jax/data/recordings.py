@@ -230,10 +230,10 @@ def _on_white(
 
 
 def drawn_of(head: HeadModel, sizes: schema.Sizes) -> schema.Sizes:
-    """The sizes, without the map of a chart for a head that has none."""
+    """The sizes, without the maps of a chart for a head that has none."""
     if len(head.uv):
         return sizes
-    maps = tuple(name for name in sizes.maps if name != "surface")
+    maps = tuple(name for name in sizes.maps if name not in ("surface", "uv"))
     return dataclasses.replace(sizes, maps=maps)
 
 

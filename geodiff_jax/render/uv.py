@@ -68,8 +68,16 @@ def rasterize_chart(
 ) -> Chart:
     """The chart at size x size texels; where faces overlap, the first one is seen.
 
-    Runs outside jit. Raises ValueError without a chart, or one that leaves [0, 1].
+    Runs outside jit. Raises ValueError as `check_chart`.
     """
+    check_chart(uv, uv_faces)
+    if size < 1:
+        raise ValueError(f"Expected a chart of at least 1 texel, got size {size}.")
+    return _rasterize(jnp.asarray(uv), jnp.asarray(uv_faces), size, backend)
+
+
+def check_chart(uv: Float[Array, "u 2"], uv_faces: Int[Array, "f 3"]) -> None:
+    """Raises ValueError without a chart, or for one that leaves [0, 1]."""
     if len(uv) == 0 or len(uv_faces) == 0:
         raise ValueError(
             "Expected a head with a chart, got one without UV coordinates; "
@@ -80,9 +88,6 @@ def rasterize_chart(
             f"Expected UV coordinates in [0, 1], got {np.min(uv):g} to {np.max(uv):g}; "
             "move tiles into one square first."
         )
-    if size < 1:
-        raise ValueError(f"Expected a chart of at least 1 texel, got size {size}.")
-    return _rasterize(jnp.asarray(uv), jnp.asarray(uv_faces), size, backend)
 
 
 def position_map(

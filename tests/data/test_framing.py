@@ -4,14 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geodiff_jax.data import framing, schema
+from geodiff_jax.data import framing, recordings, schema
 from geodiff_jax.head import landmarks
 from geodiff_jax.head import model as head_model
+from geodiff_jax.models import alignment
 from tests.data import portraits
 
 SIZE = 64
 CAMERA = portraits.camera(0.3)
 PARAMS = portraits.params()
+SIZES = schema.Sizes(SIZE, 16, surface=64)
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +110,14 @@ def test_maps_and_pictures_share_the_camera(placed):
     image, matte, normals = portraits.shot(PARAMS, CAMERA)
     frame = framing.Frame(image, matte, normals)
     square = framing.cut(frame, box, CAMERA, size=SIZE)
-    sizes = schema.Sizes(SIZE, 8, surface=16)
-    maps, face_box = framing.maps(portraits.head(), PARAMS, square.camera, sizes)
+    maps, face_box = framing.maps(portraits.head(), PARAMS, square.camera, SIZES)
     drawn = np.linalg.norm(np.asarray(maps["head_pose"]), axis=-1)
-    covered = square.matte.reshape(8, 8, 8, 8).mean(axis=(1, 3))
+    covered = square.matte.reshape(16, 4, 16, 4).mean(axis=(1, 3))
     # The lowest neck is in the map and not in this matte.
-    inner, covered = drawn[:5] > 0.9, covered[:5]
-    assert np.all(covered[inner] > 0.85) and inner.sum() > 5
+    inner, covered = drawn[:10] > 0.9, covered[:10]
+    assert np.all(covered[inner] > 0.85) and inner.sum() > 20
     seen = maps["surface"][maps["surface"].any(axis=-1)]
-    assert len(seen) > 0.2 * 16**2
+    assert len(seen) > 0.2 * SIZES.surface**2
     pixels = np.asarray(square.camera.project(jnp.asarray(seen))[0])
     # On the head but for the neck's end, which is cut off in no map.
     assert np.mean((pixels > 0.0) & (pixels < SIZE)) > 0.95
@@ -125,3 +126,45 @@ def test_maps_and_pictures_share_the_camera(placed):
     # The head fills the box but for the margin.
     rows = np.flatnonzero(square.matte.max(axis=1) > 0.5)
     assert jnp.ptp(rows) / SIZE > 0.75
+
+
+def test_tokens_see_the_texels_that_project_onto_them(placed):
+    """In the precision in which maps are stored, positions weighted as in the loss."""
+    frame = framing.Frame(np.ones((CAMERA.height, CAMERA.width, 3), np.float32))
+    camera = framing.cut(frame, placed[0], CAMERA, size=SIZE).camera
+    drawn, _ = framing.maps(portraits.head(), PARAMS, camera, SIZES)
+    stored = {name: np.float16(x).astype(np.float32) for name, x in drawn.items()}
+    side = len(stored["uv"])
+    seen = stored["uv"][..., 2] > 0.5
+    coordinates = jnp.asarray(stored["uv"][None, ..., :2])
+    (weights,) = alignment.correspondences(
+        coordinates, jnp.asarray(seen)[None], size=SIZES.surface
+    )
+    positions = stored["surface"].reshape(-1, 3)
+    onto = np.asarray(weights) @ (positions != 0.0).any(axis=-1)
+    points = np.asarray(weights) @ positions
+    # Where a token's four texels are all on the chart.
+    whole = onto > 0.999
+    assert whole.sum() > 0.9 * seen.sum() > 0.3 * side**2
+    pixels, _ = camera.project(jnp.asarray(points[whole]))
+    centres = np.stack(np.meshgrid(*2 * [np.arange(side) + 0.5]), axis=-1)
+    away = np.asarray(pixels) * side / SIZE - centres.reshape(-1, 2)[whole]
+    assert np.abs(away).max() < 1.0 and np.abs(away).mean() < 0.1
+
+
+def test_stored_coordinates_are_right_to_a_quarter_texel():
+    camera = portraits.camera(0.0, width=SIZE, height=SIZE)
+    drawn, _ = framing.maps(portraits.head(), PARAMS, camera, SIZES)
+    off = np.abs(np.float16(drawn["uv"]) - drawn["uv"])
+    assert off.max() < 0.25 / 32 and set(np.unique(drawn["uv"][..., 2])) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", ["surface", "uv"])
+def test_heads_without_a_chart_have_no_map_of_it(name):
+    bare = portraits.head().replace(
+        uv=jnp.zeros((0, 2)), uv_faces=jnp.zeros((0, 3), int), version="bare"
+    )
+    sizes = schema.Sizes(SIZE, 16, (name,), surface=16)
+    with pytest.raises(ValueError, match="unwrap its mesh"):
+        framing.maps(bare, PARAMS, CAMERA, sizes)
+    assert recordings.drawn_of(bare, sizes).maps == ()
