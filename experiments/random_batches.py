@@ -12,7 +12,8 @@ class RandomBatches:
     """The same for any number of processes, each of which gets its rows.
 
     Masks are as in real batches: no frame is padding, and the first `references` views
-    are references. Surfaces are clouds of the size of a head, a metre away.
+    are references. Surfaces are clouds of the size of a head, a metre away. Half of the
+    tokens see something of the chart.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class RandomBatches:
             return rng.random(leaf.shape) < 0.5
         if name == "driving":
             return rng.random(leaf.shape, np.float32)
-        if name == "correspondences":
-            weights = rng.random(leaf.shape, np.float32)
-            return weights / weights.sum(axis=-1, keepdims=True)
+        if name == "uv":
+            drawn = rng.random(leaf.shape, np.float32)
+            drawn[..., 2] = drawn[..., 2] < 0.5
+            return drawn
         if name == "intrinsics":
             assert self._shapes.surface is not None
             side = self._shapes.surface.side

@@ -232,9 +232,8 @@ def batch_shapes(config: ml_collections.ConfigDict) -> denoising.Batch:
     if "origin_width" in model:
         parts["synthetic"] = flags(config.batch)
     if config.objective.alignment:
-        texels = (side // 2) ** 2
-        shape = (config.batch, config.views - 1, texels, texels)
-        parts["correspondences"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+        # The aligned attention is of the second level.
+        parts["uv"] = image(config.batch, config.views - 1, channels=3, size=side // 2)
     clean = image(config.batch, domains, *lead[1:], channels=config.latent_channels)
     return denoising.Batch(clean, conditioning.Conditioning(**signals), **parts)
 

@@ -45,8 +45,9 @@ class Batch:
     synthetic: Bool[Array, " batch"] | None = None
     frames: Bool[Array, "batch time"] | None = None
     """False where a frame is padding."""
-    correspondences: alignment.Weights | None = None
-    """Which texels of the geometry slot the tokens of the aligned layer see."""
+    uv: Float[Array, "batch view y x 3"] | None = None
+    """What the tokens of the aligned layer see of the geometry slot, which is the last
+    view and not in it: u, v and whether anything, as `data.schema.MAPS` stores it."""
     surface: splatted_features.Surface | None = None
     """(batch, view, time) poses on which the learnt features are drawn."""
 
@@ -228,10 +229,10 @@ def _by_time(
 
 
 def _alignment(intermediates: Any, batch: Batch, name: str) -> Float[Array, ""]:
-    if batch.correspondences is None:
+    if batch.uv is None:
         raise ValueError(
-            "Expected correspondences in the batch for the alignment loss, got none; "
-            "draw UV coordinates with the maps (alignment.correspondences)."
+            "Expected UV coordinates in the batch for the alignment loss, got none; "
+            "read them with the records (loading.Contents.geometry)."
         )
     sown = intermediates["unet"][name]["block"]["along"]["attention"]
     # (batch, 1, views x pixels, heads, width): all views see each other.
@@ -240,4 +241,8 @@ def _alignment(intermediates: Any, batch: Batch, name: str) -> Float[Array, ""]:
         sown[part][0].reshape(len(batch.latents), slots, -1, *sown[part][0].shape[-2:])
         for part in ("query", "key")
     )
-    return alignment.alignment_loss(queries, keys, batch.correspondences)
+    # Made here: as a batch's part they would be hundreds of megabytes to move.
+    weights = alignment.correspondences(
+        batch.uv[..., :2], batch.uv[..., 2] > 0.5, size=batch.uv.shape[-2]
+    )
+    return alignment.alignment_loss(queries, keys, weights)

@@ -23,6 +23,7 @@ SETTINGS = [
     (cap4d, ""),
     (geoface, ""),
     (geoface, "alignment=0"),
+    (geoface, "size=small"),
     (learn2control, "stage=2"),
 ]
 

@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from geodiff_jax.diffusion import schedule as schedules
-from geodiff_jax.models import alignment
 from geodiff_jax.render import splatted_features
 from geodiff_jax.render.conditioning import Conditioning
 from geodiff_jax.training import denoising
@@ -287,12 +286,10 @@ def test_features_rest_in_the_second_stage():
 
 def batch_of(paper):
     given = settings.inputs(paper)
-    weights = None
+    uv = None
     if paper == "geoface":
         side = settings.SIDE // 2
-        uv = jax.random.uniform(KEY, (2, 2, side, side, 2))
-        visible = jnp.ones((2, 2, side, side), bool)
-        weights = alignment.correspondences(uv, visible, size=side)
+        uv = jax.random.uniform(KEY, (2, 2, side, side, 3)).at[..., 2].set(1.0)
     signals, drawn = given["signals"], None
     if paper == "learn2control":
         lead = (settings.BATCH, 1, settings.FRAMES)
@@ -304,7 +301,7 @@ def batch_of(paper):
         surface=drawn,
         reference=given.get("reference"),
         synthetic=given.get("synthetic"),
-        correspondences=weights,
+        uv=uv,
     )
 
 
