@@ -24,6 +24,8 @@ class Pairing:
     views: int = 1
     """1 for clips of one camera. More: pictures of any camera and instant of one
     recording, references among them (CAP4D: 8)."""
+    instant: bool = False
+    """Whether several views are cameras of the anchor's instant alone (003)."""
     references: tuple[int, int] = (1, 1)
     """Least and most of `views` that are references (002: R = 1, then 1 to 4)."""
     cross_view: float = 0.5
@@ -75,6 +77,11 @@ class Recordings:
         """The record's clip as its camera saw it, by frame."""
         clip, view = int(self._index.clip[record]), int(self._index.view[record])
         return self._between(self._key(clip, view, 0), self._key(clip, view + 1, 0))
+
+    def at_instant(self, record: int) -> Records:
+        """The record's instant as every camera of its clip saw it, by view."""
+        every = self.of_clip(record)
+        return every[self._index.frame[every] == self._index.frame[record]]
 
     def seen_by(self, records: Records, view: int) -> Records | None:
         """The same instants from another camera; None where it misses one of them."""
@@ -142,16 +149,19 @@ def _several(
     anchor: int,
     pairing: Pairing,
 ) -> Choice:
-    """References first, then targets, the anchor last; again only where too few."""
+    """References first, then targets, the anchor last; again only where too few, and
+    then each about as often."""
     low, high = pairing.references
     count = int(generator.integers(low, high + 1))
     every = recordings.of_clip(anchor)
+    if pairing.instant:
+        every = recordings.at_instant(anchor)
     others = every[every != anchor]
     wanted = pairing.views - 1
     if len(others) >= wanted:
         drawn = generator.choice(others, wanted, replace=False)
     else:
-        drawn = generator.choice(every, wanted)
+        drawn = np.resize(np.append(generator.permutation(others), anchor), wanted)
     targets = np.append(drawn, anchor)[:, None]
     slots = np.arange(pairing.views)[:, None] < count
     return Choice(targets, np.ones(1, bool), targets, int(targets[0, 0]), slots)

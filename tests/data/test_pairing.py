@@ -106,6 +106,22 @@ def test_sets_hold_references_first_and_the_anchor_among_the_targets():
     assert counts == {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("views", [2, 4])
+def test_views_of_an_instant_are_its_cameras_and_repeat_only_where_too_few(views):
+    for anchor, seed in itertools.product(range(len(LABELS)), range(3)):
+        choice = choose(anchor, seed, views=views, instant=True)
+        shown = of(choice.targets)
+        instant = LABELS[anchor][:3]
+        there = sum(label[:3] == instant for label in LABELS)
+        assert {label[:3] for label in shown} == {instant}
+        assert shown[-1] == LABELS[anchor] and len(shown) == views
+        counts = [shown.count(label) for label in set(shown)]
+        assert len(counts) == min(views, there)
+        assert max(counts) - min(counts) <= 1
+        if there > 1:
+            assert choice.reference != anchor
+
+
 def test_single_pictures_serve_as_everything():
     lone = pairing.Recordings(
         building.index_of([("x", "x", 0, "x"), ("y", "y", 0, "x")])
