@@ -2,14 +2,16 @@
 
 A cached dataset has the records of another, in the same order, with all that a step
 takes: latents of image and normals, condition maps, the camera, and the window round
-the face from which driving crops are cut. Encoding may be killed and goes on.
+the face from which driving crops are cut. Records that have `surface` and `uv` also get
+`geometry`: latents of the position map (`position_maps`), a field of its own, so that
+only GeoFace reads it. Encoding may be killed and goes on.
 """
 
 import io
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,12 @@ from jaxtyping import Float
 from PIL import Image
 
 from geodiff_jax import reporting
-from geodiff_jax.data import augment, building, loading, schema
+from geodiff_jax.data import augment, building, loading, position_maps, schema
 from geodiff_jax.io import atomic
 
 DOMAINS = ("image", "normal")
+GEOMETRY = ("surface", "camera_from_world", "translation")
+"""Of a record, what its position map is made of."""
 CHUNK = 256
 """Records that are encoded between two marks of progress."""
 JPEG_QUALITY = 90
@@ -44,20 +48,28 @@ class CachedLatents(tfds.core.GeneratorBasedBuilder):
         chunks: pathlib.Path,
         splits: Sequence[str],
         maps: Sequence[str],
+        geometry: bool,
         face: int,
         **kwargs,
     ) -> None:
         self._original, self._chunks, self._splits = original, chunks, splits
+        self._geometry = geometry
         self._kept, self._face = (*KEPT, *maps), face
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         stored = _features(self._original)
-        shape = np.load(_chunk(self._chunks, self._splits[0], 0)).shape[1:]
+        shape = np.load(_chunk(self._chunks, self._splits[0], 0)).shape[2:]
         number = tfds.features.Tensor
         kept = {name: stored[name] for name in self._kept}
+        encoded = {"latents": (len(DOMAINS), *shape)}
+        if self._geometry:
+            encoded["geometry"] = shape
         features = {
-            "latents": number(shape=shape, dtype=np.float16, encoding="bytes"),
+            **{
+                name: number(shape=size, dtype=np.float16, encoding="bytes")
+                for name, size in encoded.items()
+            },
             "intrinsics": number(shape=(4,), dtype=np.float32, encoding="bytes"),
             "face": tfds.features.Image(
                 shape=(self._face, self._face, 3), encoding_format="jpeg"
@@ -83,11 +95,13 @@ class CachedLatents(tfds.core.GeneratorBasedBuilder):
                 record = records[number]
                 picture = loading.opened(record.pop("image"))
                 box, intrinsics = record.pop("face_box"), record["intrinsics"]
+                if self._geometry:
+                    record["geometry"] = latents[len(DOMAINS)]
                 yield (
                     number,
                     {
                         **record,
-                        "latents": latents,
+                        "latents": latents[: len(DOMAINS)],
                         "intrinsics": np.float32(intrinsics / picture.width),
                         "face": self._window(picture, box),
                     },
@@ -131,20 +145,23 @@ def cache(
             f"Expected {', '.join(missing)} in the records of {original}, got none; "
             "leave them out, or prepare the dataset with them."
         )
+    geometry = "uv" in maps and "surface" in held
     # name/version, or name/config/version below the folder of all datasets.
     full_name = tfds.builder_from_directory(str(original)).info.full_name.split("/")
     data_dir, dataset = original.parents[len(full_name) - 1], "-".join(full_name[:-1])
-    chunks = data_dir / f".latents-{dataset}-{name}.parts"
+    kind = "geometry" if geometry else "pictures"
+    chunks = data_dir / f".latents-{dataset}-{name}-{kind}.parts"
     target = data_dir / "cached_latents" / f"{dataset}-{name}" / "1.0.0"
     if building.read_report(target) is not None:
         return target
     for split in splits:
-        _encode_split(original, split, encode, chunks, batch=batch)
+        _encode_split(original, split, encode, chunks, geometry=geometry, batch=batch)
     builder = CachedLatents(
         original=str(original),
         chunks=chunks,
         splits=splits,
         maps=maps,
+        geometry=geometry,
         face=face,
         config=tfds.core.BuilderConfig(name=f"{dataset}-{name}"),
         data_dir=data_dir,
@@ -166,9 +183,11 @@ def _encode_split(
     encode: Encode,
     chunks: pathlib.Path,
     *,
+    geometry: bool,
     batch: int,
 ) -> None:
-    records = loading.StoredRecords(original, split, DOMAINS)
+    fields = (*DOMAINS, *GEOMETRY) if geometry else DOMAINS
+    records = loading.StoredRecords(original, split, fields)
     starts = range(0, len(records), CHUNK)
     missing = [x for x in starts if not _chunk(chunks, split, x).exists()]
     with reporting.progress(f"Encoding {split}", len(missing)) as advance:
@@ -186,7 +205,8 @@ def _encode_split(
 def _latents(
     records: loading.StoredRecords, numbers: range, encode: Encode, batch: int
 ) -> Float[np.ndarray, "n domain h w c"]:
-    """Of some records; always `batch` at a time, so that one program is compiled."""
+    """Of some records, geometry last; always `batch` at a time, so that one program is
+    compiled."""
     padded = [*numbers, *[numbers[-1]] * (batch - len(numbers))]
     read = [records[number] for number in padded]
     domains = []
@@ -195,7 +215,20 @@ def _latents(
         images = stored.astype(np.float32) / 127.5 - 1.0
         pixels = images if name == "image" else schema.normals_from_bytes(stored)
         domains.append(np.asarray(encode(pixels), np.float16))
+    if "surface" in read[0]:
+        size = loading.opened(read[0]["image"]).width
+        pixels = np.stack([position_picture(record, size=size) for record in read])
+        domains.append(np.asarray(encode(pixels), np.float16))
     return np.stack(domains, axis=1)[: len(numbers)]
+
+
+def position_picture(
+    record: Mapping[str, Any], *, size: int
+) -> Float[np.ndarray, "size size 3"]:
+    """What stands for a record's geometry, as large as its picture."""
+    positions, pose, origin = (np.asarray(record[x], np.float32) for x in GEOMETRY)
+    positions = position_maps.resize(positions, size=size)
+    return position_maps.pixels_from_positions(positions, pose, origin)
 
 
 def _features(data_path: str) -> Any:

@@ -26,13 +26,14 @@ def example(
 ) -> schema.Example:
     """A ball in the middle, its colour told by its labels."""
     side = sizes.image
-    grid = (np.arange(side) + 0.5) / side * 2.0 - 1.0
-    x, y = np.meshgrid(grid / 0.8, -grid / 0.8)
+    x, y = disc(side, radius=0.8)
     inside = np.square(x) + np.square(y) < 1.0
     z = np.sqrt(np.maximum(1.0 - x * x - y * y, 0.0))
     normal = np.where(inside[..., None], np.stack([x, y, z], axis=-1), 0.0)
     shade = np.array([len(subject), frame, len(view)]) / 32.0
     params = head_model.neutral(HEAD)
+    maps = {name: np.zeros(sizes.of_map(name), np.float32) for name in sizes.maps}
+    maps |= {"surface": chart(sizes.surface), "uv": seen(sizes.of_map("uv")[0])}
     return schema.Example(
         image=np.where(inside[..., None], shade, 1.0).astype(np.float32),
         normal=normal.astype(np.float32),
@@ -43,7 +44,7 @@ def example(
             **{name: np.asarray(value) for name, value in vars(params).items()}
         ),
         head_version=HEAD.version,
-        maps={name: np.zeros(sizes.of_map(name), np.float32) for name in sizes.maps},
+        maps={name: maps[name] for name in sizes.maps},
         face_box=np.array([8.0, 8.0, 24.0, 24.0], np.float32),
         subject=subject,
         clip=clip,
@@ -52,6 +53,30 @@ def example(
         synthetic=True,
         licence="none",
     )
+
+
+def chart(side: int) -> np.ndarray:
+    """Positions of the near half, of 0.1 m, that lies flat in the chart."""
+    x, y = disc(side)
+    away = -np.sqrt(np.maximum(1.0 - x * x - y * y, 0.0))
+    inside = (np.square(x) + np.square(y) < 1.0)[..., None]
+    return np.where(inside, 0.1 * np.stack([x, -y, away], axis=-1), 0.0)
+
+
+def seen(side: int) -> np.ndarray:
+    """u, v and visibility in a picture of that side."""
+    x, y = disc(side, radius=0.8)
+    inside = np.square(x) + np.square(y) < 1.0
+    return (
+        np.stack([(x + 1.0) / 2.0, (y + 1.0) / 2.0, 1.0 + 0.0 * x], -1)
+        * (inside[..., None])
+    )
+
+
+def disc(side: int, *, radius: float = 1.0) -> np.ndarray:
+    """x to the right and y up of pixels, in radii of a disc in the middle."""
+    grid = ((np.arange(side) + 0.5) / side * 2.0 - 1.0) / radius
+    return np.stack(np.meshgrid(grid, -grid))
 
 
 def examples(name: str) -> Iterator[schema.Example | building.Skipped]:
@@ -95,6 +120,7 @@ def source(labels, *, name="balls", priority=1.0, latents=4) -> loading.Source:
         record["head_pose"] = np.full_like(record["head_pose"], number * CODE)
         record["latents"] = np.full((2, latents, latents, 4), number * CODE, np.float32)
         record["latents"][1] *= -1.0
+        record["geometry"] = record["latents"][0] + 0.5 * CODE
         record["face"] = record["image"]
         records.append(record)
     index = building.index_of(labels)

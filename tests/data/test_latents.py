@@ -2,12 +2,21 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from geodiff_jax.data import augment, building, latents, loading, pairing, pipeline
+from geodiff_jax.data import (
+    augment,
+    building,
+    latents,
+    loading,
+    pairing,
+    pipeline,
+    position_maps,
+)
 from geodiff_jax.data import rays as ray_maps
 from tests.data import balls
 
@@ -37,7 +46,7 @@ def cached(original):
     halves.calls = 0
 
     def failing(pixels):
-        if halves.calls == 4:
+        if halves.calls == 6:
             raise KeyboardInterrupt
         return halves(pixels)
 
@@ -47,10 +56,10 @@ def cached(original):
         with pytest.raises(KeyboardInterrupt):
             latents.cache(original, failing, **options)
         path = latents.cache(original, halves, **options)
-    # Eight records, two domains: what was encoded before was not again.
-    assert halves.calls == 2 * 3
+    # Eight records, two domains and geometry: what was encoded was not again.
+    assert halves.calls == 3 * 3
     assert latents.cache(original, halves, **options) == path
-    assert halves.calls == 2 * 3
+    assert halves.calls == 3 * 3
     return path
 
 
@@ -67,6 +76,32 @@ def test_latents_are_the_encoders_of_each_record(original, cached):
             np.testing.assert_array_equal(one[name], other[name])
     assert cached.parents[2] == original.parents[1]
     assert not list(cached.parents[2].glob(".*parts"))
+
+
+def test_geometry_gives_the_charts_positions_back(original, cached):
+    """The encoder here keeps every second pixel, so that nothing has to be decoded."""
+    pictures = tfds.builder_from_directory(str(original)).as_data_source("train")
+    stored = tfds.builder_from_directory(str(cached)).as_data_source("train")
+    for one, other in zip(stored, pictures, strict=True):
+        wanted = position_maps.resize(other["surface"].astype(np.float32), size=16)
+        covered = wanted.any(axis=-1)
+        pose, origin = other["camera_from_world"], other["translation"]
+        found = position_maps.positions_from_pixels(
+            one["geometry"].astype(np.float32), covered, pose, origin
+        )
+        assert one["geometry"].shape == (16, 16, 3) and covered.any()
+        # Half precision of values below 1, times the extent.
+        np.testing.assert_allclose(found, wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize("maps", [["head_pose"], ["surface"], ["uv"]])
+def test_geometry_is_encoded_only_where_the_chart_is_seen(original, tmp_path, maps):
+    moved = tmp_path / "balls" / "1.0.0"
+    shutil.copytree(original, moved)
+    path = latents.cache(moved, halves, name="x", splits=["train"], maps=maps)
+    stored = tfds.builder_from_directory(str(path)).info.features
+    assert ("geometry" in stored) == (maps == ["uv"])
+    assert stored["latents"].shape == (2, 16, 16, 3)
 
 
 def test_crops_are_those_of_the_pictures(original, cached):
