@@ -77,12 +77,7 @@ def one_of_each(
 
 
 def contents_of(config: generator.Config, shapes: denoising.Batch) -> loading.Contents:
-    """What is read of every record. Raises ValueError for what no record has."""
-    if shapes.correspondences is not None:
-        raise ValueError(
-            "Expected batches that datasets hold, got some with UV coordinates for the "
-            "alignment loss, which none does yet; use --data=random."
-        )
+    """What is read of every record."""
     layout = conditioning.LAYOUTS[config.model.layout]
     domains = ("image", "normal")[: shapes.latents.shape[1]]
     return loading.Contents(
@@ -93,14 +88,17 @@ def contents_of(config: generator.Config, shapes: denoising.Batch) -> loading.Co
         domains=domains,
         latents=True,
         crop=None if shapes.driving is None else config.crop,
+        geometry=config.model.get("geometry_slot", False),
     )
 
 
 def pairing_of(config: generator.Config) -> pairing.Pairing:
-    """How examples are put together."""
+    """How examples are put together: round a geometry slot, of one instant."""
+    geometry = config.model.get("geometry_slot", False)
     return pairing.Pairing(
         frames=config.frames,
-        views=config.views,
+        views=config.views - geometry,
+        instant=geometry,
         references=(1, config.get("references", 1)),
         cross_view=config.get("cross_view", 0.0),
     )
@@ -125,6 +123,7 @@ def to_batch(read: dict[str, Any], shapes: denoising.Batch) -> denoising.Batch:
         synthetic=None if shapes.synthetic is None else read["synthetic"],
         frames=None if shapes.frames is None else read["frames"],
         surface=surface,
+        uv=None if shapes.uv is None else read["uv"],
     )
     wanted, found = (_sizes(tree) for tree in (shapes, batch))
     for name in sorted(wanted.keys() | found.keys()):

@@ -126,10 +126,12 @@ def reference_latents(batch: denoising.Batch) -> Float[np.ndarray, "batch h w c"
 
 
 def shown_maps(batch: denoising.Batch) -> Float[np.ndarray, "batch n h w 3"]:
-    """Where the head is: its pose's normals, or the first numbers of its code."""
+    """Where the head is: its pose's normals, the first numbers of its code, or rays."""
     if batch.reference is not None:
         return np.asarray(batch.signals.head_pose)[:, 0]
-    code = np.asarray(batch.signals.position_code)
+    signals = batch.signals
+    maps = signals.plucker if signals.position_code is None else signals.position_code
+    code = np.asarray(maps)
     return code[:, count_references(batch) :, 0, ..., :3]
 
 

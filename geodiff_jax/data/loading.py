@@ -41,6 +41,9 @@ class Contents:
     """Side of driving crops; None for none."""
     surface: int | None = None
     """Side of the map on which learnt features are drawn (004); None for none."""
+    geometry: bool = False
+    """Whether the last view is no picture but cached latents of the position map that
+    the first reference's record has (003), beside what all others see of its chart."""
     ranges: augment.Ranges | None = dataclasses.field(default_factory=augment.Ranges)
     """How far driving crops are changed; None for not at all."""
 
@@ -138,6 +141,8 @@ def needed(contents: Contents) -> tuple[str, ...]:
         names += ["camera_from_world", "intrinsics"]
     if contents.surface is not None:
         names += ["surface"]
+    if contents.geometry:
+        names += ["geometry", "uv"]
     if contents.crop is not None:
         names += ["face"] if contents.latents else ["face_box", "image"]
     return (*dict.fromkeys(names), "synthetic")
@@ -180,6 +185,8 @@ class Loader:
             "synthetic": np.asarray(bool(reading.record(anchor)["synthetic"])),
             "frames": choice.frames,
         }
+        if contents.geometry:
+            example["uv"] = self._uv(choice, reading)
         if contents.reference:
             example["reference"] = self._reference(choice.reference, reading)
         if contents.surface is not None:
@@ -197,6 +204,9 @@ class Loader:
             # Domains stand first in records, and before views in batches; images are
             # the first of them.
             domains = np.moveaxis(latents, 2, 0)[: len(self._contents.domains)]
+            if self._contents.geometry:
+                slot = reading.record(choice.reference)["geometry"]
+                domains = np.concatenate([domains, slot[None, None, None]], axis=1)
             return {"latents": domains}
         return {
             name: _stack(choice.targets, functools.partial(reading.picture, name=name))
@@ -228,7 +238,20 @@ class Loader:
             if self._contents.latents:
                 held = _stack(choice.targets, lambda record: reading.latents(record)[0])
                 signals["reference_latents"] = held * slots[..., None, None, None]
+        if self._contents.geometry:
+            # A target, of which no camera and no reference knows anything.
+            signals = {name: _with_empty_view(x) for name, x in signals.items()}
         return signals
+
+    def _uv(self, choice: pairing.Choice, reading: "_Reading") -> np.ndarray:
+        """(view, h, w, 3) of the pictures' single frames."""
+        of_record = functools.partial(
+            reading.map,
+            name="uv",
+            reference=choice.reference,
+            side=self._contents.side // 2,
+        )
+        return _stack(choice.targets, of_record)[:, 0]
 
     def _reference(self, record: int, reading: "_Reading") -> dict[str, np.ndarray]:
         if self._contents.latents:
@@ -369,6 +392,11 @@ def _stack(
     """(view, time, ...) of what each record gives."""
     each = np.stack([of_record(int(record)) for record in records.flat])
     return each.reshape(*records.shape, *each.shape[1:])
+
+
+def _with_empty_view(signal: np.ndarray) -> np.ndarray:
+    """(view + 1, time, ...): zeros, or False, at the end."""
+    return np.concatenate([signal, np.zeros_like(signal[:1])])
 
 
 @functools.cache

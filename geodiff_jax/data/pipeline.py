@@ -14,6 +14,7 @@ and, in "signals" and "reference", of `render.conditioning.Conditioning` and
   signals    maps (batch, view, time, h, w, c), reference_latents likewise (if cached),
              reference_slots (batch, view, time)
   reference  of the reference net: latents or image, and head_pose, (batch, ...)
+  uv         (batch, view, h, w, 3) as stored, of all views but the geometry slot
   driving    (batch, view, time, y, x, 3) bytes
   surface    of `splatted_features.Surface`: positions (batch, view, time, s, s, 3) in
              the camera's axes, and intrinsics (batch, view, time, 4)

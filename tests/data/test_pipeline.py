@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.configs import cap4d, generator, geodiff4d
+from experiments.configs import cap4d, generator, geodiff4d, geoface
 from geodiff_jax.data import augment, loading, pairing, pipeline
 from geodiff_jax.models import denoiser, vae
 from geodiff_jax.render.conditioning import Conditioning
@@ -112,6 +112,56 @@ def test_batches_are_what_cap4d_trains_on():
     np.testing.assert_array_equal(held, targets_of_set(batch) * slots)
     masks = batch["signals"]["reference_mask"]
     np.testing.assert_array_equal(masks[..., 0, 0, 0], slots)
+
+
+def geoface_batches(source, config):
+    contents = loading.Contents(
+        maps=("plucker",),
+        side=4,
+        reference=False,
+        domains=("image",),
+        latents=True,
+        crop=None,
+        geometry=True,
+    )
+    pair = pairing.Pairing(views=config.views - 1, instant=True)
+    return batches(source, pair=pair, contents=contents, batch=config.batch)
+
+
+def test_batches_are_what_geoface_trains_on():
+    """Views of one instant, and the position map of the first one's record."""
+    config = geoface.get_config()
+    config.latents = config.latent_channels = 4
+    views = ("a", "b", "c", "d", "e")
+    labels = [("ann", "talk", frame, view) for frame in range(4) for view in views]
+    source = balls.source(labels)
+    for number in range(len(labels)):
+        # Every record's own.
+        told = np.full((2, 2, 3), number / 32.0, np.float16)
+        source = balls.spoilt(source, number, uv=told)
+    for batch in geoface_batches(source, config)[:4]:
+        del batch["frames"]
+        check_against(config, batch)
+        shown, geometry = np.split(batch["latents"][:, 0], [config.views - 1], axis=1)
+        numbers = balls.numbers(shown)[..., 0]
+        frames = np.array([[labels[x][2] for x in row] for row in numbers])
+        assert (frames == frames[:, :1]).all()
+        assert all(len(set(row)) == config.views - 1 for row in numbers.tolist())
+        code = geometry[:, 0, 0, 0, 0, 0] / balls.CODE
+        np.testing.assert_allclose(code, numbers[:, 0] + 0.5, rtol=1e-5)
+        np.testing.assert_array_equal(batch["uv"][..., 0, 0, 0] * 32, numbers)
+        signals = batch["signals"]
+        assert (
+            signals["reference_slots"][:, :, 0].tolist() == [[True, *4 * [False]]] * 2
+        )
+        held = signals["reference_latents"]
+        np.testing.assert_array_equal(held[:, 0], shown[:, 0])
+        for name, values in (("latents", held[:, 1:]), ("rays", signals["plucker"])):
+            assert not values[:, -1].any(), name
+        assert signals["plucker"][:, :-1].any(axis=(2, 3, 4, 5)).all()
+        wrapped = denoising.Batch(batch["latents"], Conditioning(**signals))
+        counted = denoising.targets(wrapped)[:, 0, :, 0]
+        assert counted.tolist() == [[False, *4 * [True]]] * 2
 
 
 def targets_of_set(batch):

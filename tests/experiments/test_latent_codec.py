@@ -1,11 +1,14 @@
 """From pictures to latents on disk, and to batches of a generator's training."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from experiments import latent_codec, picture_batches, recorded_batches
-from experiments.configs import cap4d, geodiff4d, learn2control
+from experiments.configs import cap4d, geodiff4d, geoface, learn2control
+from geodiff_jax.data import latents as cached_latents
 from geodiff_jax.models import weight_files
 from tests.experiments import launch as test_launch
 from tests.experiments import toy_codec
@@ -59,6 +62,36 @@ def test_training_reads_latents_of_the_pictures(cached, codec, paper):
         nearest = np.abs(known - found).max((1, 2, 3, 4)).min()
         assert nearest < 2e-3 * np.abs(known).max()
     assert np.std(known) > 1e-2
+
+
+def test_training_reads_geometry_beside_the_pictures(cached, codec):
+    """Both papers read the same records, and only one of them the position maps."""
+    config = config_of(geoface)
+    batch = next(recorded_batches.RecordedBatches(config, [cached[1]]))
+    shown = batch.latents[:, 0, :-1, 0]
+    plain = next(recorded_batches.RecordedBatches(config_of(cap4d), [cached[1]]))
+    known = plain.latents.reshape(-1, *shown.shape[2:])
+    for found in shown.reshape(-1, *shown.shape[2:]):
+        assert (np.abs(known - found).max(axis=(1, 2, 3)) == 0).any()
+    assert not (batch.latents[:, 0, -1, 0] == shown[:, 0]).all()
+    assert batch.uv.shape == (2, 4, 4, 4, 3) and batch.uv[..., 2].any()
+    without = geoface.get_config("alignment=0")
+    without.update(batch=2, latents=8)
+    assert next(recorded_batches.RecordedBatches(without, [cached[1]])).uv is None
+
+
+def test_records_without_a_chart_are_refused(cached, tmp_path):
+    """Of a head without one, or encoded for other papers."""
+
+    def encode(pixels):
+        return pixels[:, ::8, ::8]
+
+    pictures = tmp_path / "procedural_heads" / "toy" / "1.0.0"
+    shutil.copytree(cached[0], pictures)
+    other = cached_latents.cache(pictures, encode, name="other", maps=["head_pose"])
+    for folder in (other, pictures):
+        with pytest.raises(ValueError, match=r"Expected geometry.* in the records of"):
+            recorded_batches.RecordedBatches(config_of(geoface), [str(folder)])
 
 
 def test_batches_with_everyone_have_one_example_of_each(cached):

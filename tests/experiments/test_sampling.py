@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from experiments import latent_codec, sampling
-from experiments.configs import cap4d
+from experiments.configs import cap4d, geoface
 from geodiff_jax import reporting
 from tests.experiments import small, toy_codec
 
@@ -32,6 +32,18 @@ def test_references_come_first_among_views(latents):
     held = np.asarray(batch.signals.reference_latents)
     np.testing.assert_array_equal(held[:, :count], batch.latents[:, 0, :count])
     assert sampling.targets(batch).shape == (1, 1, 4 - count, 8, 8, 32)
+
+
+def test_a_position_map_is_the_last_of_what_is_shown(latents):
+    config = geoface.get_config()
+    config.latents = 8
+    batch = sampling.held_out(config, [latents])
+    assert sampling.count_references(batch) == 1
+    assert sampling.targets(batch).shape == (1, 1, config.views - 1, 8, 8, 32)
+    maps = sampling.shown_maps(batch)
+    assert maps.shape == (1, config.views - 1, 8, 8, 3)
+    # Rays, where there is a camera.
+    assert maps[:, :-1].any(axis=(2, 3, 4)).all() and not maps[:, -1].any()
 
 
 def test_pictures_of_all_sizes_make_a_row():

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import latent_codec
 from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
 from geodiff_jax import checkpoint, sharding
 from geodiff_jax.training import loop
 from geodiff_jax.training import optimizer as optimizers
 from geodiff_jax.training import state as states
 from tests.experiments import launch as test_launch
-from tests.experiments import small, toy_cap4d
+from tests.experiments import small, toy_cap4d, toy_codec
 
 launch, random_batches, recorded_batches, train_denoiser = (
     test_launch.import_apart(f"experiments.{name}")
@@ -26,13 +27,14 @@ launch, random_batches, recorded_batches, train_denoiser = (
 )
 
 CONFIG = "--config=experiments/configs/geoface.py:size=tiny"
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
 """Compiled without LLVM's optimisations, which takes less and changes no result."""
 
 
-def command(*words, check=True, cache=""):
-    """Runs a module with eight devices; programs compiled before lie in `cache`."""
-    environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
+def command(*words, check=True, cache="", devices=8):
+    """Runs a module; programs compiled before lie in `cache`."""
+    flags = FLAGS.format(devices)
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     return subprocess.run(
         [sys.executable, "-m", *map(str, words)],
@@ -126,10 +128,11 @@ def as_read(batch):
     if batch.surface is not None:
         surface = vars(batch.surface)
         whole["surface"] = {k: surface[k] for k in ("positions", "intrinsics")}
-    return whole | parts | {"synthetic": batch.synthetic, "frames": batch.frames}
+    flags = {"synthetic": batch.synthetic, "frames": batch.frames}
+    return whole | parts | flags | {"uv": batch.uv}
 
 
-@pytest.mark.parametrize("paper", ["geodiff4d", "cap4d", "learn2control"])
+@pytest.mark.parametrize("paper", SETTINGS)
 def test_what_datasets_hold_becomes_a_batch(paper):
     module, argument = SETTINGS[paper]
     config = module.get_config(argument)
@@ -142,18 +145,15 @@ def test_what_datasets_hold_becomes_a_batch(paper):
         np.testing.assert_array_equal, recorded_batches.to_batch(read, shapes), batch
     )
     contents = recorded_batches.contents_of(config, shapes)
-    assert contents.reference == (paper != "cap4d")
+    assert contents.reference == (paper not in ("cap4d", "geoface"))
+    assert contents.geometry == (paper == "geoface")
+    views = recorded_batches.pairing_of(config).views
+    assert views + contents.geometry == config.views
     held = {name for name, x in vars(shapes.signals).items() if x is not None}
     assert set(contents.maps) == held - {"reference_slots", "reference_latents"}
     larger = generator.batch_shapes(module.get_config("size=small"))
     with pytest.raises(ValueError, match=r"items with \w+ of \(.*, got \("):
         recorded_batches.to_batch(read, larger)
-
-
-def test_what_no_dataset_holds_is_refused():
-    config = geoface.get_config()
-    with pytest.raises(ValueError, match="use --data=random"):
-        recorded_batches.contents_of(config, generator.batch_shapes(config))
 
 
 @pytest.fixture(scope="module")
@@ -408,3 +408,27 @@ def test_a_run_goes_on_from_its_workdir(tmp_path):
     assert record["config"]["latents"] == 4
     ended = command(*words, "--config.model.unet.channels=64", check=False)
     assert ended.returncode == 2 and "another configuration" in ended.stderr
+
+
+@pytest.mark.slow
+def test_geoface_trains_on_records(tmp_path):
+    """With the alignment loss, by the commands that a user runs."""
+    codec = toy_codec.write(tmp_path / "vae.safetensors")
+    pictures = toy_codec.dataset(tmp_path / "data")
+    latents = latent_codec.cache(pictures, codec, splits=("train", "held_out"))
+    workdir = tmp_path / "run"
+    ended = command(
+        "experiments.train_denoiser",
+        CONFIG,
+        f"--workdir={workdir}",
+        f"--data={latents}",
+        "--config.latents=8",
+        "--config.steps=2",
+        "--log_every=1",
+        devices=1,
+    )
+    assert "Step 2 of 2" in ended.stdout
+    lines = [json.loads(x) for x in (workdir / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert np.isfinite(line["loss"]) and 0.0 < line["loss/alignment"] < 10.0
