@@ -233,7 +233,8 @@ def batch_shapes(config: ml_collections.ConfigDict) -> denoising.Batch:
         parts["synthetic"] = flags(config.batch)
     if config.objective.alignment:
         # The aligned attention is of the second level.
-        shape = (config.batch, config.views - 1, side // 2, side // 2, 3)
+        texels = side // 2
+        shape = (config.batch, config.views - 1, texels, texels, 3)
         parts["uv"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     clean = image(config.batch, domains, *lead[1:], channels=config.latent_channels)
     return denoising.Batch(clean, conditioning.Conditioning(**signals), **parts)
