@@ -122,6 +122,8 @@ def prepare(
     plan = procedural_heads.PLANS[size]
     folder = pathlib.Path(builder.data_path)
     done = building.read_report(folder)
+    options = {"plan": dataclasses.asdict(plan), "version": str(builder.version)}
+    building.claim(parts if done is None else folder, options)
     if done is not None:
         return folder, done
     make = functools.partial(procedural_heads.examples, plan=plan)

@@ -89,6 +89,7 @@ def contents_of(config: generator.Config, shapes: denoising.Batch) -> loading.Co
         latents=True,
         crop=None if shapes.driving is None else config.crop,
         geometry=config.model.get("geometry_slot", False),
+        uv=shapes.uv is not None,
     )
 
 

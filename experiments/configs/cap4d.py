@@ -56,6 +56,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 "zero_terminal": True,
                 "largest_beta": 0.99,
                 "num_views": VIEWS,
+                "shift": size["shift"],
                 "ends_clean": False,
             },
             "objective": {

@@ -26,6 +26,7 @@ SIZES = {
     "tiny": {
         "latents": 16,
         "latent_channels": 32,
+        "shift": 0.25,
         "unet": {
             "channels": 32,
             "multipliers": (1, 2),
@@ -41,6 +42,7 @@ SIZES = {
             "heads": 2,
             "head_width": 32,
             "latent": 128,
+            "whitened": True,
             "tokens": 8,
             "token_width": 16,
             "dropout": 0.0,
@@ -50,6 +52,7 @@ SIZES = {
     "small": {
         "latents": 32,
         "latent_channels": 16,
+        "shift": 0.25,
         "unet": {
             "channels": 96,
             "multipliers": (1, 2, 4),
@@ -63,19 +66,23 @@ SIZES = {
             "heads": 4,
             "head_width": 64,
             "latent": 512,
+            "whitened": True,
         },
         "crop": 128,
     },
     "paper": {
         "latents": 64,
         "latent_channels": 4,
+        "shift": 1.0,
         "unet": {},
         "encoder": {},
         "crop": 224,
     },
 }
 """By the config's argument `size`: tiny trains in minutes on a laptop (ours), small on
-one GPU (ours), paper is Stable Diffusion's, with latents of 512 x 512 images."""
+one GPU (ours), paper is Stable Diffusion's, with latents of 512 x 512 images. `shift`
+is that of `schedule.make`: channels tell of each other, so that where there are more of
+them it takes twice the noise to hide a face (ours)."""
 
 Config = Any
 """`ml_collections.ConfigDict`, whose fields no static checker knows."""

@@ -28,12 +28,9 @@ STAGES = {
     "tiny": {1: (8, 1, 2_000), 2: (2, 8, 500)},
 }
 """Clips in a batch, frames in a clip, steps; ours but for the paper's size."""
-FROM_NOTHING = {"prediction": "v", "shift": 0.25}
-"""Ours. Where there is hardly anything but noise, a tenth of it is a whole picture, so
-v is learnt. Our latents have more channels than Stable Diffusion's, and these tell of
-each other: it takes twice the noise to hide a face in them."""
-SCHEDULE = {"tiny": FROM_NOTHING, "small": FROM_NOTHING, "paper": {}}
-"""What differs from Stable Diffusion's, whose weights know its schedule."""
+PREDICTION = {"tiny": "v", "small": "v", "paper": "epsilon"}
+"""On Stable Diffusion's schedule; ours. Its weights know noise. Who starts from nothing
+learns v: where there is hardly anything but noise, a tenth of it is a whole picture."""
 TOKENS = {"domain_spatial": ("domain", "h", "w"), "spatial": ("h", "w")}
 DOMAINS = {"both": 2, "image": 1}
 
@@ -90,7 +87,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 "layout": "geodiff4d",
                 "num_domains": generator.choose("domains", choice["domains"], DOMAINS),
             },
-            "schedule": {"prediction": "epsilon", **SCHEDULE[choice["size"]]},
+            "schedule": {
+                "prediction": PREDICTION[choice["size"]],
+                "shift": size["shift"],
+            },
             "objective": {
                 "drop": 0.1,
                 "time_per_view": False,

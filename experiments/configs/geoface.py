@@ -47,7 +47,11 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             "latents": size["latents"],
             "latent_channels": size["latent_channels"],
             "model": {"unet": unet, "layout": "geoface", "geometry_slot": True},
-            "schedule": {"prediction": "v", "zero_terminal": True},
+            "schedule": {
+                "prediction": "v",
+                "zero_terminal": True,
+                "shift": size["shift"],
+            },
             "objective": {
                 "drop": 0.1,
                 "time_per_view": False,

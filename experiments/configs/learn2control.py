@@ -64,7 +64,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 "layout": "learn2control",
                 "origin_width": CONTEXT[choice["size"]],
             },
-            "schedule": {"prediction": "v"},
+            "schedule": {"prediction": "v", "shift": size["shift"]},
             "objective": {
                 "drop": 0.0,
                 "time_per_view": False,

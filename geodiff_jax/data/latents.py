@@ -2,9 +2,10 @@
 
 A cached dataset has the records of another, in the same order, with all that a step
 takes: latents of image and normals, condition maps, the camera, and the window round
-the face from which driving crops are cut. Records that have `surface` and `uv` also get
-`geometry`: latents of the position map (`position_maps`), a field of its own, so that
-only GeoFace reads it. Encoding may be killed and goes on.
+the face from which driving crops are cut. Where `uv` is among the maps of a dataset
+with `surface`, records also get `geometry`: latents of the position map
+(`position_maps`), a field of its own, so that only GeoFace reads it. Encoding may be
+killed and goes on.
 """
 
 import io
@@ -29,7 +30,7 @@ GEOMETRY = ("surface", "camera_from_world", "translation")
 CHUNK = 256
 """Records that are encoded between two marks of progress."""
 JPEG_QUALITY = 90
-"""Ours: noise and blur of driving crops hide what it costs."""
+"""Ours."""
 KEPT = ("camera_from_world", "synthetic")
 
 Encode = Callable[[Float[np.ndarray, "n y x 3"]], Float[np.ndarray, "n h w c"]]
@@ -132,7 +133,8 @@ def cache(
     `face` the side of stored windows (ours: for crops of 224).
 
     Raises:
-      ValueError: the dataset is not finished, or lacks one of the maps.
+      ValueError: the dataset is not finished, or lacks one of the maps; it was cached
+        before, without one of them.
     """
     original = pathlib.Path(data_path)
     for split in splits:
@@ -148,11 +150,12 @@ def cache(
     geometry = "uv" in maps and "surface" in held
     # name/version, or name/config/version below the folder of all datasets.
     full_name = tfds.builder_from_directory(str(original)).info.full_name.split("/")
-    data_dir, dataset = original.parents[len(full_name) - 1], "-".join(full_name[:-1])
+    data_dir, dataset = original.parents[len(full_name) - 1], "-".join(full_name)
     kind = "geometry" if geometry else "pictures"
     chunks = data_dir / f".latents-{dataset}-{name}-{kind}.parts"
     target = data_dir / "cached_latents" / f"{dataset}-{name}" / "1.0.0"
     if building.read_report(target) is not None:
+        _check_holds(target, {*maps, *(["geometry"] if geometry else [])})
         return target
     for split in splits:
         _encode_split(original, split, encode, chunks, geometry=geometry, batch=batch)
@@ -175,6 +178,15 @@ def cache(
     atomic.write_bytes(target / "report.json", report)
     shutil.rmtree(chunks, ignore_errors=True)
     return target
+
+
+def _check_holds(target: pathlib.Path, names: set[str]) -> None:
+    missing = sorted(names - set(_features(str(target))))
+    if missing:
+        raise ValueError(
+            f"Expected {', '.join(missing)} in the records of {target}, got none; "
+            "remove it, or choose another name: it was cached without."
+        )
 
 
 def _encode_split(
@@ -209,14 +221,14 @@ def _latents(
     compiled."""
     padded = [*numbers, *[numbers[-1]] * (batch - len(numbers))]
     read = [records[number] for number in padded]
-    domains = []
+    domains, size = [], 0
     for name in DOMAINS:
         stored = np.stack([loading.decoded(record[name]) for record in read])
+        size = stored.shape[-2]
         images = stored.astype(np.float32) / 127.5 - 1.0
         pixels = images if name == "image" else schema.normals_from_bytes(stored)
         domains.append(np.asarray(encode(pixels), np.float16))
     if "surface" in read[0]:
-        size = loading.opened(read[0]["image"]).width
         pixels = np.stack([position_picture(record, size=size) for record in read])
         domains.append(np.asarray(encode(pixels), np.float16))
     return np.stack(domains, axis=1)[: len(numbers)]

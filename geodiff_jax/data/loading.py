@@ -43,7 +43,9 @@ class Contents:
     """Side of the map on which learnt features are drawn (004); None for none."""
     geometry: bool = False
     """Whether the last view is no picture but cached latents of the position map that
-    the first reference's record has (003), beside what all others see of its chart."""
+    the first reference's record has (003)."""
+    uv: bool = False
+    """Whether what all other views see of its chart comes along."""
     ranges: augment.Ranges | None = dataclasses.field(default_factory=augment.Ranges)
     """How far driving crops are changed; None for not at all."""
 
@@ -142,7 +144,9 @@ def needed(contents: Contents) -> tuple[str, ...]:
     if contents.surface is not None:
         names += ["surface"]
     if contents.geometry:
-        names += ["geometry", "uv"]
+        names += ["geometry"]
+    if contents.uv:
+        names += ["uv"]
     if contents.crop is not None:
         names += ["face"] if contents.latents else ["face_box", "image"]
     return (*dict.fromkeys(names), "synthetic")
@@ -185,7 +189,7 @@ class Loader:
             "synthetic": np.asarray(bool(reading.record(anchor)["synthetic"])),
             "frames": choice.frames,
         }
-        if contents.geometry:
+        if contents.uv:
             example["uv"] = self._uv(choice, reading)
         if contents.reference:
             example["reference"] = self._reference(choice.reference, reading)
@@ -316,6 +320,7 @@ class _Reading:
         self._source = source
         self._records: dict[int, dict[str, Any]] = {}
         self._pictures: dict[tuple[int, str], np.ndarray] = {}
+        self._faces: dict[int, Image.Image] = {}
 
     def record(self, number: int) -> dict[str, Any]:
         """The fields of a record, finite."""
@@ -338,10 +343,7 @@ class _Reading:
         """Pixels of the image or the normals, as bytes."""
         if (number, name) not in self._pictures:
             side = self._source.image
-            try:
-                pixels = decoded(self.record(number)[name])
-            except UNREADABLE as error:
-                raise _Unreadable(f"record {number}: {error}") from error
+            pixels = np.asarray(self._opened(number, name))
             if pixels.shape != (side, side, 3):
                 raise _Unreadable(f"record {number}: {name} of shape {pixels.shape}")
             self._pictures[number, name] = pixels
@@ -349,10 +351,9 @@ class _Reading:
 
     def face(self, number: int) -> Image.Image:
         """The window round the face that lies beside cached latents."""
-        try:
-            return opened(self.record(number)["face"])
-        except UNREADABLE as error:
-            raise _Unreadable(f"record {number}: {error}") from error
+        if number not in self._faces:
+            self._faces[number] = self._opened(number, "face")
+        return self._faces[number]
 
     def map(self, number: int, *, name: str, reference: int, side: int) -> np.ndarray:
         """A stored map, or rays relative to the reference's camera."""
@@ -364,6 +365,12 @@ class _Reading:
         if drawn.shape[:2] != (side, side):
             raise _Unreadable(f"record {number}: {name} of shape {drawn.shape}")
         return drawn
+
+    def _opened(self, number: int, name: str) -> Image.Image:
+        try:
+            return opened(self.record(number)[name])
+        except UNREADABLE as error:
+            raise _Unreadable(f"record {number}: {error}") from error
 
 
 def _finite(values: np.ndarray) -> bool:

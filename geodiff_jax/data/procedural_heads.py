@@ -38,13 +38,13 @@ ZOOM = 3.5
 MIDDLE = (0.0, -0.02, 0.0)
 """Of head and upper neck, head frame."""
 SPREAD_DEGREES = 90.0
-"""From the leftmost camera to the rightmost; NeRSemble's stand 93 degrees apart."""
+"""In equal parts, in each of which stands a camera: NeRSemble's span 93 degrees."""
 PACE = 4
 """Frames from one expression to the next."""
 MUSCLES = 12
 """At work in an expression, on average: a face that acts, as in NeRSemble's takes."""
 TALKING = 0.6
-"""Probability that the jaw is open, by any amount: what moves a face most."""
+"""Probability that the jaw opens, beyond what the muscles do: what moves most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,8 @@ class PlanConfig(tfds.core.BuilderConfig):
 class ProceduralHeads(tfds.core.GeneratorBasedBuilder):
     """Packs the parts of a plan; makes those that are not in `parts` on the way."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"2.0.0": "Faces act, closer to the camera; UV coordinates."}
     BUILDER_CONFIGS = [
         PlanConfig(name=name, description=name, plan=plan)
         for name, plan in PLANS.items()

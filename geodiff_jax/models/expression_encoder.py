@@ -144,6 +144,10 @@ class ExpressionEncoder(nn.Module):
     heads: int = 8
     head_width: int = 128
     latent: int = 512
+    whitened: bool = False
+    """Whether the expression is brought to mean 0 and deviation 1 over faces, and then
+    scaled and shifted as is learnt, before tokens are made of it: an encoder of random
+    weights says nearly the same of all faces, and then hardly learns (ours)."""
     tokens: int = 32
     token_width: int = 16
     box_width: int = 64
@@ -176,6 +180,8 @@ class ExpressionEncoder(nn.Module):
         x = self._face(images.reshape(-1, height, width, 3).astype(self.dtype), train)
         x = x.astype(jnp.float32)
         latent = nn.Dense(self.latent, name="to_latent")(x)
+        if self.whitened:
+            latent = _norm("latent_norm", train, jnp.float32)(latent)
         boxes = self._box(len(x), None if box is None else box.reshape(-1, 3))
         joined = jnp.concatenate([latent, boxes], axis=-1)
         tokens = nn.Dense(self.tokens * self.token_width, name="to_tokens")(joined)
@@ -185,7 +191,7 @@ class ExpressionEncoder(nn.Module):
         return latent.reshape(*batch, -1), tokens
 
     def _face(self, x: Float[Array, "n h w 3"], train: bool) -> Float[Array, "n p"]:
-        """The crop to one map of an eighth of its size, flat."""
+        """The crop to `squeezed` maps of an eighth of its size, flat."""
         half, dtype = self.width // 2, self.dtype
         across = [
             PatchAttention(

@@ -104,6 +104,19 @@ def test_geometry_is_encoded_only_where_the_chart_is_seen(original, tmp_path, ma
     assert stored["latents"].shape == (2, 16, 16, 3)
 
 
+def test_a_cache_without_what_is_asked_for_is_refused(original, tmp_path):
+    def plain(pixels):
+        return pixels[:, ::2, ::2]
+
+    moved = tmp_path / "balls" / "1.0.0"
+    shutil.copytree(original, moved)
+    path = latents.cache(moved, plain, name="x", splits=["train"], maps=["surface"])
+    again = latents.cache(moved, plain, name="x", splits=["train"], maps=["surface"])
+    assert again == path
+    with pytest.raises(ValueError, match=r"geometry, .*uv in .* remove it"):
+        latents.cache(moved, plain, name="x", splits=["train"])
+
+
 def test_crops_are_those_of_the_pictures(original, cached):
     """All of them: the window is as wide as the ranges reach."""
     pair = pairing.Pairing(frames=2, cross_view=1.0)

@@ -123,6 +123,7 @@ def geoface_batches(source, config):
         latents=True,
         crop=None,
         geometry=True,
+        uv=True,
     )
     pair = pairing.Pairing(views=config.views - 1, instant=True)
     return batches(source, pair=pair, contents=contents, batch=config.batch)

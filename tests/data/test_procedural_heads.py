@@ -45,10 +45,25 @@ def test_motion_is_one_persons_and_smooth():
         leg = whole[start : start + procedural_heads.PACE + 1]
         reach = np.abs(leg[-1] - leg[0]).max()
         assert reach > 0.2
-        # Smooth steps are at most 1.5 times as fast as even ones.
-        assert np.abs(np.diff(leg, axis=0)).max() <= 1.51 * reach / (len(leg) - 1)
+        # Smooth steps are at most 1.5 times as fast as even ones, and slow at stops.
+        steps = np.abs(np.diff(leg, axis=0))
+        assert steps.max() <= 1.51 * reach / (len(leg) - 1)
+        assert max(steps[0].max(), steps[-1].max()) < 0.2 * reach
     turned = np.linalg.norm([frame.rotation for frame in motion], axis=-1)
     assert np.degrees(turned.max()) < 25
+
+
+def test_faces_act_and_talk():
+    """Muscles at work on average, and how often a jaw is open: 0.6 + 0.4 x 12 / 33."""
+    head = procedural.load()
+    keys = jax.random.split(jax.random.key(2), 200)
+    drawn = np.stack([procedural_heads._expression(key, head) for key in keys])
+    jaw = drawn[:, head.expression_names.index("jawOpen")]
+    # Four standard errors of 200 draws.
+    assert abs((jaw > 0).mean() - 0.745) < 0.125
+    pairs = [not name.endswith("_R") for name in head.expression_names]
+    assert abs((drawn[:, pairs] > 0).sum(axis=1).mean() - 12.5) < 1.0
+    assert drawn.min() >= 0.0 and drawn.max() <= 1.0
 
 
 def test_subjects_are_held_out():

@@ -31,7 +31,7 @@ def cached(codec, tmp_path_factory):
         values = {"data_dir": str(folder), "plan": "toy", "cache_latents": str(codec)}
         test_launch.run_apart(prepare_data, **values)
     (latents,) = folder.glob("cached_latents/*/1.0.0")
-    return str(folder / "procedural_heads" / "toy" / "1.0.0"), str(latents)
+    return str(folder / "procedural_heads" / "toy" / "2.0.0"), str(latents)
 
 
 def config_of(module):
@@ -86,7 +86,7 @@ def test_records_without_a_chart_are_refused(cached, tmp_path):
     def encode(pixels):
         return pixels[:, ::8, ::8]
 
-    pictures = tmp_path / "procedural_heads" / "toy" / "1.0.0"
+    pictures = tmp_path / "procedural_heads" / "toy" / "2.0.0"
     shutil.copytree(cached[0], pictures)
     other = cached_latents.cache(pictures, encode, name="other", maps=["head_pose"])
     for folder in (other, pictures):

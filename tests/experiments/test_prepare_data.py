@@ -1,5 +1,6 @@
 """Datasets by the command line: finished, repeated, refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -63,6 +64,27 @@ def test_what_was_made_before_a_kill_is_kept(balls_for_heads, monkeypatch, tmp_p
             run(data_dir=str(tmp_path), plan="toy")
     before = list(made)
     run(data_dir=str(tmp_path), plan="toy")
+    assert made == before
+
+
+def test_people_of_another_plan_are_not_mixed_in(
+    balls_for_heads, monkeypatch, capsys, tmp_path
+):
+    plan, made = balls_for_heads
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(data_dir=str(tmp_path), plan="toy")
+    before = list(made)
+    other = dataclasses.replace(plan, views=5)
+    monkeypatch.setitem(procedural_heads.PLANS, "toy", other)
+    with pytest.raises(SystemExit) as stop:
+        run(data_dir=str(tmp_path), plan="toy")
+    assert stop.value.code == 2 and "Expected the options" in capsys.readouterr().err
     assert made == before
 
 

@@ -146,7 +146,7 @@ def test_what_datasets_hold_becomes_a_batch(paper):
     )
     contents = recorded_batches.contents_of(config, shapes)
     assert contents.reference == (paper not in ("cap4d", "geoface"))
-    assert contents.geometry == (paper == "geoface")
+    assert contents.geometry == contents.uv == (paper == "geoface")
     views = recorded_batches.pairing_of(config).views
     assert views + contents.geometry == config.views
     held = {name for name, x in vars(shapes.signals).items() if x is not None}

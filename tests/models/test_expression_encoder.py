@@ -124,6 +124,26 @@ def test_only_training_moves_statistics():
     assert all(jax.tree.leaves(moved)), "every norm sees the batch"
 
 
+def test_whitened_expressions_have_no_mean_and_deviations_of_one():
+    """Over the batch, in training, before it has learnt another scale or shift."""
+    encoder = TINY.clone(whitened=True, squeezed=3, dropout=0.0)
+    x = crops()
+    fresh = jax.jit(encoder.init, compiler_options=QUICKLY)(jax.random.key(0), x)
+    (latent, _), changed = jax.jit(
+        lambda v: encoder.apply(v, x, train=True, mutable=["batch_stats"]),
+        compiler_options=QUICKLY,
+    )(fresh)
+    flat = np.asarray(latent).reshape(-1, TINY.latent)
+    np.testing.assert_allclose(flat.mean(axis=0), 0.0, atol=1e-4)
+    spread = np.square(flat).mean(axis=0)
+    # Less where a deviation is not large beside the norm's epsilon.
+    variance = changed["batch_stats"]["latent_norm"]["var"]
+    seen = (np.asarray(variance) - 0.9) / 0.1
+    epsilon = expression_encoder.NORM_EPSILON
+    np.testing.assert_allclose(spread, seen / (seen + epsilon), rtol=0.05)
+    assert spread.max() > 0.9
+
+
 def test_dropout_draws_from_its_key_when_training_alone():
     x = crops()
     first, again, other = (

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from geodiff_jax.diffusion import schedule as schedules
+from geodiff_jax.models import alignment
 from geodiff_jax.render import splatted_features
 from geodiff_jax.render.conditioning import Conditioning
 from geodiff_jax.training import denoising
@@ -303,6 +304,33 @@ def batch_of(paper):
         synthetic=given.get("synthetic"),
         uv=uv,
     )
+
+
+def test_alignment_is_that_of_tokens_that_see_something():
+    """As `alignment` has it of the weights; what u and v are elsewhere is nothing."""
+    side, rng = 2, np.random.default_rng(0)
+    uv = rng.random((2, 3, side, side, 3), np.float32)
+    uv[..., 2] = rng.random(uv.shape[:-1]) < 0.5
+    hidden = np.where(uv[..., 2:] == 1.0, uv, 0.0)
+    uv, hidden = jnp.asarray(uv), jnp.asarray(hidden)
+    sown = {
+        name: [jnp.asarray(rng.normal(size=(2, 1, 4 * side**2, 2, 5)), jnp.float32)]
+        for name in ("query", "key")
+    }
+    attention = {"block": {"along": {"attention": sown}}}
+
+    def aligned(uv):
+        batch = denoising.Batch(jnp.zeros((2, 1, 4, 1, 4, 4, 1)), Conditioning(), uv=uv)
+        return denoising._alignment({"unet": {"this": attention}}, batch, "this")
+
+    queries, keys = (
+        sown[name][0].reshape(2, 4, side**2, 2, 5) for name in ("query", "key")
+    )
+    weights = alignment.correspondences(uv[..., :2], uv[..., 2] == 1.0, size=side)
+    expected = alignment.alignment_loss(queries, keys, weights)
+    for given in (uv, hidden):
+        np.testing.assert_allclose(aligned(given), expected, rtol=1e-6)
+    assert abs(aligned(uv[..., jnp.array([1, 0, 2])]) - expected) > 1e-3
 
 
 @pytest.mark.slow
