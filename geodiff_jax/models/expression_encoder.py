@@ -146,8 +146,7 @@ class ExpressionEncoder(nn.Module):
     latent: int = 512
     whitened: bool = False
     """Whether the expression is brought to mean 0 and deviation 1 over faces, and then
-    scaled and shifted as is learnt, before tokens are made of it: an encoder of random
-    weights says nearly the same of all faces, and then hardly learns (ours)."""
+    scaled and shifted as is learnt, before tokens are made of it (ours)."""
     tokens: int = 32
     token_width: int = 16
     box_width: int = 64
