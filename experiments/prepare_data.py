@@ -181,9 +181,7 @@ def prepare_recordings(
             f"most because of: {', '.join(x for x, _ in reasons.most_common(3))}; mend "
             f"that and remove {parts}."
         )
-    report = building.finish(builder, splits, parts)
-    building.claim(folder, options)
-    return folder, report
+    return folder, building.finish(builder, splits, parts)
 
 
 def _prepare() -> tuple[pathlib.Path, dict[str, dict]]:

@@ -29,6 +29,8 @@ from geodiff_jax.io import atomic
 
 PICTURES = ("image", "normal", "mask", "face")
 LABELS = ("subject", "clip", "frame", "view")
+OPTIONS = "options.json"
+"""Beside parts and beside records: what they were made with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ def claim(folder: pathlib.Path, options: dict[str, Any]) -> None:
 
     Raises ValueError where it was begun with others: records would be mixed.
     """
-    path = folder / "options.json"
+    path = folder / OPTIONS
     text = json.dumps(options, indent=1, sort_keys=True)
     if not path.exists():
         atomic.write_text(path, text)
@@ -229,7 +231,8 @@ def finish(
 ) -> dict[str, dict]:
     """Packs parts by split, writes the indices and the report, and removes the parts.
 
-    Returns the report: examples of each split, and what was skipped and why.
+    What the parts' folder is claimed for, the records' is then. Returns the report:
+    examples of each split, and what was skipped and why.
     """
     folder_of_records = pathlib.Path(builder.data_path)
     for unfinished in folder_of_records.parent.glob("incomplete.*"):
@@ -245,6 +248,8 @@ def finish(
         with atomic.new_file(folder_of_records / f"index-{split}.npz") as path:
             np.savez(path, **vars(index_of(labels)))
         report[split] = {"examples": len(labels), "skipped": skipped}
+    if (folder / OPTIONS).exists():
+        atomic.write_text(folder_of_records / OPTIONS, (folder / OPTIONS).read_text())
     # Last: where it stands, everything else does.
     text = json.dumps(report, indent=1)
     atomic.write_text(folder_of_records / "report.json", text)

@@ -52,8 +52,8 @@ def test_a_dataset_is_made_once_and_read(balls_for_heads, capsys, tmp_path):
     assert batch["synthetic"].all() and not batch["replaced"].any()
 
 
-def test_what_was_made_before_a_kill_is_kept(balls_for_heads, monkeypatch, tmp_path):
-    _, made = balls_for_heads
+def run_killed(monkeypatch, **values):
+    """All parts are made, none is packed."""
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -61,24 +61,26 @@ def test_what_was_made_before_a_kill_is_kept(balls_for_heads, monkeypatch, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(building, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(data_dir=str(tmp_path), plan="toy")
+            run(**values)
+
+
+def test_what_was_made_before_a_kill_is_kept(balls_for_heads, monkeypatch, tmp_path):
+    _, made = balls_for_heads
+    run_killed(monkeypatch, data_dir=str(tmp_path), plan="toy")
     before = list(made)
     run(data_dir=str(tmp_path), plan="toy")
     assert made == before
 
 
-def test_people_of_another_plan_are_not_mixed_in(
-    balls_for_heads, monkeypatch, capsys, tmp_path
+@pytest.mark.parametrize("finished", [False, True])
+def test_people_of_another_plan_are_not_taken_for_this_ones(
+    balls_for_heads, monkeypatch, capsys, tmp_path, finished
 ):
     plan, made = balls_for_heads
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(building, "finish", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(data_dir=str(tmp_path), plan="toy")
+    if finished:
+        run(data_dir=str(tmp_path), plan="toy")
+    else:
+        run_killed(monkeypatch, data_dir=str(tmp_path), plan="toy")
     before = list(made)
     other = dataclasses.replace(plan, views=5)
     monkeypatch.setitem(procedural_heads.PLANS, "toy", other)
