@@ -131,8 +131,7 @@ def shown_maps(batch: denoising.Batch) -> Float[np.ndarray, "batch n h w 3"]:
         return np.asarray(batch.signals.head_pose)[:, 0]
     signals = batch.signals
     maps = signals.plucker if signals.position_code is None else signals.position_code
-    code = np.asarray(maps)
-    return code[:, count_references(batch) :, 0, ..., :3]
+    return np.asarray(maps)[:, count_references(batch) :, 0, ..., :3]
 
 
 def sample(

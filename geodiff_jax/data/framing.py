@@ -130,9 +130,9 @@ def maps(
 ) -> tuple[dict[str, Float[np.ndarray, "_ _ c"]], Float[np.ndarray, "4"]]:
     """What is drawn of `schema.MAPS`, by name, and the box of the face.
 
-    Raises ValueError for a `surface` or `uv` of a head without UV coordinates.
+    Raises ValueError for one `OF_CHART` of a head without UV coordinates.
     """
-    if not {"surface", "uv"}.isdisjoint(sizes.maps):
+    if not set(schema.OF_CHART).isdisjoint(sizes.maps):
         uv.check_chart(head.uv, head.uv_faces)
     drawn, box = _maps(head, params, camera, size=sizes.map)
     if "uv" in sizes.maps:

@@ -221,17 +221,18 @@ def _latents(
     compiled."""
     padded = [*numbers, *[numbers[-1]] * (batch - len(numbers))]
     read = [records[number] for number in padded]
-    domains, size = [], 0
-    for name in DOMAINS:
-        stored = np.stack([loading.decoded(record[name]) for record in read])
-        size = stored.shape[-2]
-        images = stored.astype(np.float32) / 127.5 - 1.0
-        pixels = images if name == "image" else schema.normals_from_bytes(stored)
-        domains.append(np.asarray(encode(pixels), np.float16))
+    images, normals = (
+        np.stack([loading.decoded(record[name]) for record in read]) for name in DOMAINS
+    )
+    shown = [
+        images.astype(np.float32) / 127.5 - 1.0,
+        schema.normals_from_bytes(normals),
+    ]
     if "surface" in read[0]:
-        pixels = np.stack([position_picture(record, size=size) for record in read])
-        domains.append(np.asarray(encode(pixels), np.float16))
-    return np.stack(domains, axis=1)[: len(numbers)]
+        size = images.shape[-2]
+        shown.append(np.stack([position_picture(x, size=size) for x in read]))
+    encoded = [np.asarray(encode(pixels), np.float16) for pixels in shown]
+    return np.stack(encoded, axis=1)[: len(numbers)]
 
 
 def position_picture(

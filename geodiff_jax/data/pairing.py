@@ -153,9 +153,8 @@ def _several(
     then each about as often."""
     low, high = pairing.references
     count = int(generator.integers(low, high + 1))
-    every = recordings.of_clip(anchor)
-    if pairing.instant:
-        every = recordings.at_instant(anchor)
+    among = recordings.at_instant if pairing.instant else recordings.of_clip
+    every = among(anchor)
     others = every[every != anchor]
     wanted = pairing.views - 1
     if len(others) >= wanted:

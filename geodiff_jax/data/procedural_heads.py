@@ -198,7 +198,7 @@ def _person(key: Key[Array, ""], head: HeadModel, plan: Plan) -> _Person:
 
 
 def sample_views(key: Key[Array, ""], count: int, *, size: int) -> list[Camera]:
-    """Cameras round the face: evenly spread in yaw over 90 degrees, then shaken.
+    """Cameras round the face: evenly over `SPREAD_DEGREES` of yaw, then shaken.
 
     Pitch is -15 to 20 degrees; distance and focal length differ a little.
     """

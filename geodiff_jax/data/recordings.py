@@ -233,7 +233,7 @@ def drawn_of(head: HeadModel, sizes: schema.Sizes) -> schema.Sizes:
     """The sizes, without the maps of a chart for a head that has none."""
     if len(head.uv):
         return sizes
-    maps = tuple(name for name in sizes.maps if name not in ("surface", "uv"))
+    maps = tuple(name for name in sizes.maps if name not in schema.OF_CHART)
     return dataclasses.replace(sizes, maps=maps)
 
 

@@ -28,6 +28,8 @@ positions of texels in the camera's world, metres, zero outside the chart. `uv` 
 the picture sees of it, for GeoFace's alignment: u, v and 1 at the centres of tokens of
 two latents a side, zero off the head. Hair is not known to it. Half precision is off by
 at most 1 / 4096, a hundredth of a texel of GeoFace's 32."""
+OF_CHART = ("surface", "uv")
+"""Those that a head without UV coordinates does not have."""
 COVERED = 0.5
 """A pixel has a normal where at least this share of it is head (ours)."""
 UNIT_TOLERANCE = 0.02

@@ -67,10 +67,8 @@ def seen(side: int) -> np.ndarray:
     """u, v and visibility in a picture of that side."""
     x, y = disc(side, radius=0.8)
     inside = np.square(x) + np.square(y) < 1.0
-    return (
-        np.stack([(x + 1.0) / 2.0, (y + 1.0) / 2.0, 1.0 + 0.0 * x], -1)
-        * (inside[..., None])
-    )
+    coordinates = [(x + 1.0) / 2.0, (y + 1.0) / 2.0, np.ones_like(x)]
+    return inside[..., None] * np.stack(coordinates, axis=-1)
 
 
 def disc(side: int, *, radius: float = 1.0) -> np.ndarray:
