@@ -21,7 +21,7 @@ STEPS = {"paper": {1: 80_000, 2: 20_000}, "small": {1: 20_000, 2: 5_000}}
 STEPS["tiny"] = {1: 2_000, 2: 500}
 BATCH = {"paper": 64, "small": 8, "tiny": 2}
 """Ours but for the paper's."""
-HEADS = {"tiny": (2, 4), "small": (2, 4, 8), "paper": (5, 10, 20, 20)}
+HEADS = {"tiny": (2, 2), "small": (2, 4, 8), "paper": (5, 10, 20, 20)}
 JOINT = ("view", "h", "w")
 
 

@@ -3,12 +3,12 @@
 python -m experiments.train_vae --workdir=DIR --data=FOLDER,... \\
     --config=experiments/configs/vae.py:size=tiny
 
-size   tiny | small: pictures of 128 and 256 pixels, for the generators' sizes of the
+size   tiny | small: pictures of 64 and 256 pixels, for the generators' sizes of the
        same name, whose latents are 16 x 16 and 32 x 32. The paper's size uses Stable
        Diffusion's.
 
 All values are ours. On a CPU nearly all of the time of an autoencoder goes into the two
-levels of the most pixels: tiny takes squares of 4 x 4 pixels instead, and starts from
+levels of the most pixels: tiny takes squares of 2 x 2 pixels instead, and starts from
 principal components, which a network of its size would take hours to learn. Both have
 more latent channels than Stable Diffusion's: they learn from few pictures.
 """
@@ -24,14 +24,14 @@ from geodiff_jax.training import optimizer as optimizers
 
 SIZES = {
     "tiny": {
-        "image": 128,
-        "batch": 2,
-        "steps": 1_500,
+        "image": 64,
+        "batch": 4,
+        "steps": 500,
         "model": {
             "channels": 64,
             "multipliers": (1, 2),
             "blocks": 1,
-            "patch": 4,
+            "patch": 2,
             "linear": True,
         },
         "squared": 10.0,

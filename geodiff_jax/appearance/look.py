@@ -7,7 +7,7 @@ by melanin falls with wavelength as l^-3.3 and that of blood peaks in green (Jac
 the population are ours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import flax.struct
 import jax
@@ -95,8 +95,26 @@ def hair_color(
     return HAIR_BASE * np.exp(-depth * kept) * (0.9 + 0.1 * kept)
 
 
-def sample_look(key: Key[Array, ""]) -> Look:
-    """A random person: pigments of skin, hair and eyes go together."""
+STYLES = (
+    "cropped",
+    "short",
+    "short",
+    "swept",
+    "bob",
+    "long",
+    "curly",
+    "tied",
+    "receding",
+)
+"""Of hair, each as often as it is drawn."""
+
+
+def sample_look(key: Key[Array, ""], *, styles: Sequence[str] = STYLES) -> Look:
+    """A random person: pigments of skin, hair and eyes go together.
+
+    `styles` are those that hair is drawn from. Who may grow a beard wears "short" in
+    place of "bob" and "long", who may not wears "long" in place of "receding".
+    """
     draws = _draws(key)
     dark = next(draws)
     melanin = 0.06 + 2.0 * dark**1.6
@@ -106,7 +124,7 @@ def sample_look(key: Key[Array, ""]) -> Look:
     eumelanin = np.clip(0.5 + 3.6 * next(draws) ** (0.35 + 0.9 * fair), 0.5, 3.8)
     eumelanin = max(eumelanin, 3.2 - 3.0 * fair)
     red = next(draws)
-    style = STYLES[int(next(draws) * len(STYLES))]
+    style = styles[int(next(draws) * len(styles))]
     if not beardless and style in ("bob", "long"):
         style = "short"
     if beardless and style == "receding":
@@ -135,19 +153,6 @@ def sample_look(key: Key[Array, ""]) -> Look:
         "seed": int(next(draws) * 2**31),
     }
     return Look(**{k: jnp.asarray(v, _dtype(k)) for k, v in values.items()})
-
-
-STYLES = (
-    "cropped",
-    "short",
-    "short",
-    "swept",
-    "bob",
-    "long",
-    "curly",
-    "tied",
-    "receding",
-)
 
 
 def _hair(style: str, draws: Iterator[float]) -> dict[str, float]:

@@ -34,7 +34,7 @@ FIT_HERE = pathlib.Path("fit")
 """In place of a folder of fits: single pictures are fitted on the way."""
 PLANS = {
     "toy": schema.Sizes(64, 8, surface=8),
-    "tiny": schema.Sizes(128, 16, surface=64),
+    "tiny": schema.Sizes(64, 16, surface=64),
     "paper": schema.Sizes(),
 }
 

@@ -37,6 +37,15 @@ def test_looks_repeat_and_differ():
     assert jax.tree.leaves(first) != jax.tree.leaves(other)
 
 
+def test_hair_is_of_the_styles_asked_for():
+    keys = jax.random.split(jax.random.key(3), 40)
+    people = [appearance.sample_look(k, styles=("cropped", "tied")) for k in keys]
+    tied = np.array([float(p.hair_knot) for p in people]) == 1.0
+    length = np.array([float(p.hair_length) for p in people])
+    assert 8 < tied.sum() < 32
+    assert (length[tied] > 0.19).all() and (length[~tied] < 0.011).all()
+
+
 def test_population_is_diverse_and_plausible():
     people = [appearance.sample_look(jax.random.key(i)) for i in range(200)]
     skin = np.array([float(p.melanin) for p in people])

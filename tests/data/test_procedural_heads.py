@@ -19,7 +19,7 @@ PLAN = dataclasses.replace(procedural_heads.PLANS["toy"], views=3)
 
 
 def test_cameras_spread_round_the_face_and_look_at_it():
-    views = procedural_heads.sample_views(jax.random.key(0), 4, size=64)
+    views = procedural_heads.sample_views(jax.random.key(0), 4, spread=90.0, size=64)
     middle = jnp.asarray([procedural_heads.MIDDLE])
     yaws = []
     for view in views:
@@ -28,6 +28,7 @@ def test_cameras_spread_round_the_face_and_look_at_it():
         assert 0.9 <= float(depth[0]) / procedural_heads.DISTANCE <= 1.1
         offset = np.asarray(view.position - middle[0])
         yaws.append(np.degrees(np.arctan2(offset[0], offset[2])))
+        assert -15.0 <= np.degrees(np.arcsin(offset[1] / depth[0])) <= 20.0
     for number, yaw in enumerate(yaws):
         assert 22.5 * (number - 2) <= yaw <= 22.5 * (number - 1)
 

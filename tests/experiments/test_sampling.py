@@ -31,7 +31,7 @@ def test_references_come_first_among_views(latents):
     assert 0 < count < 4 and slots[:count].all() and not slots[count:].any()
     held = np.asarray(batch.signals.reference_latents)
     np.testing.assert_array_equal(held[:, :count], batch.latents[:, 0, :count])
-    assert sampling.targets(batch).shape == (1, 1, 4 - count, 8, 8, 32)
+    assert sampling.targets(batch).shape == (1, 1, 4 - count, 8, 8, 12)
 
 
 def test_a_position_map_is_the_last_of_what_is_shown(latents):
@@ -39,7 +39,7 @@ def test_a_position_map_is_the_last_of_what_is_shown(latents):
     config.latents = 8
     batch = sampling.held_out(config, [latents])
     assert sampling.count_references(batch) == 1
-    assert sampling.targets(batch).shape == (1, 1, config.views - 1, 8, 8, 32)
+    assert sampling.targets(batch).shape == (1, 1, config.views - 1, 8, 8, 12)
     maps = sampling.shown_maps(batch)
     assert maps.shape == (1, config.views - 1, 8, 8, 3)
     # Rays, where there is a camera.

@@ -9,7 +9,7 @@ from experiments.configs import cap4d, generator
 from geodiff_jax.models import pretrained, unet, vae, weight_files, weights
 from tests.models import named_tensors
 
-HEAD_WIDTH = 16
+HEAD_WIDTH = 32
 VAE = vae.AutoencoderKL(channels=32, multipliers=(1, 2), blocks=1)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments.configs import generator
 from geodiff_jax.data import procedural_heads
 from geodiff_jax.head import procedural
 from geodiff_jax.models import vae, weight_files
@@ -15,7 +16,8 @@ from tests.models import settings
 
 prepare_data = launch.import_apart("experiments.prepare_data")
 
-MODULE = vae.AutoencoderKL(4, (1, 1, 1, 1), 1, latent_channels=32, scale=0.5)
+CHANNELS = generator.SIZES["tiny"]["latent_channels"]
+MODULE = vae.AutoencoderKL(4, (1, 1, 1, 1), 1, latent_channels=CHANNELS, scale=0.5)
 
 
 def write(path: pathlib.Path) -> pathlib.Path:
