@@ -7,11 +7,14 @@ python -m experiments.benchmarks.control --workdir=DIR --data=FOLDER,... \\
 The denoising loss of averaged weights on held-out people, and by how many percent it
 rises where the driving faces, or the maps of head poses, are those of another person:
 same latents, noise and diffusion time. A network that does not look loses nothing.
-A batch has one example of every person. Intervals of 95 % are a bootstrap over
+Another person's face also has another skin; the person's own face, from another of its
+pictures, has nothing else but expression and view. A batch has one example of every
+person. Intervals of 95 % are a bootstrap over
 batches: they tell how well these people's loss is known, not how others' would be.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +35,7 @@ _BATCHES = flags.DEFINE_integer("batches", 192, "That are averaged.", lower_boun
 _JSON = flags.DEFINE_string("json", None, "Where to write the table as JSON.")
 
 RESAMPLES = 2_000
-DRIVEN = ("its own", "others' faces", "others' poses")
+DRIVEN = ("its own", "its face of another picture", "others' faces", "others' poses")
 
 
 def main(argv: list[str]) -> None:
@@ -61,17 +64,21 @@ def measured(
     batches = recorded_batches.one_of_each(config, data, split="held_out")
     compute = jax.jit(functools.partial(losses, config=config))
     keys = jax.random.split(jax.random.key(0), count)
-    return np.asarray([compute(key, variables, next(batches)) for key in keys])
+    pairs = zip(keys, itertools.pairwise(batches), strict=False)
+    return np.asarray([compute(key, variables, *pair) for key, pair in pairs])
 
 
 def losses(
     key: Key[Array, ""],
     variables: dict[str, Any],
     batch: denoising.Batch,
+    other: denoising.Batch,
     *,
     config: generator.Config,
 ) -> Float[Array, " driven"]:
     """Of a batch, and of what it would be, were each item driven by the one before.
+
+    `other` are further pictures of the same people, in the same order.
 
     Raises ValueError for batches without driving faces and head poses, or of one item.
     """
@@ -82,6 +89,7 @@ def losses(
         )
     if len(batch.latents) == 1:
         raise ValueError("Expected several people, who drive each other, got one.")
+    again = batch.replace(driving=other.driving)
     faces = batch.replace(driving=jnp.roll(batch.driving, 1, axis=0))
     poses = jnp.roll(batch.signals.head_pose, 1, axis=0)
     turned = batch.replace(signals=batch.signals.replace(head_pose=poses))
@@ -89,7 +97,7 @@ def losses(
     return jnp.stack(
         [
             generator.loss(key, variables, x, config=config, **seen)
-            for x in (batch, faces, turned)
+            for x in (batch, again, faces, turned)
         ]
     )
 

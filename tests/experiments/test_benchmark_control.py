@@ -14,10 +14,11 @@ from tests.experiments import launch
 control = launch.import_apart("experiments.benchmarks.control")
 
 
-def batch_of(config, *, items=3):
+def batches_of(config, *, items=3):
+    """Two of them."""
     config.batch = items
     batches = random_batches.RandomBatches(generator.batch_shapes(config))
-    return jax.tree.map(jnp.asarray, next(batches))
+    return [jax.tree.map(jnp.asarray, next(batches)) for _ in range(2)]
 
 
 @pytest.mark.parametrize("seen", [(), ("driving",), ("head_pose",)])
@@ -33,22 +34,24 @@ def test_loss_changes_with_what_a_network_looks_at(seen, monkeypatch):
     monkeypatch.setattr(generator, "network", lambda config: network)
     config = geodiff4d.get_config()
     own, *others = control.losses(
-        jax.random.key(0), {"params": {}}, batch_of(config), config=config
+        jax.random.key(0), {"params": {}}, *batches_of(config), config=config
     )
     changed = [bool(abs(other - own) > 1e-5) for other in others]
-    assert changed == ["driving" in seen, "head_pose" in seen]
+    looks = "driving" in seen
+    assert changed == [looks, looks, "head_pose" in seen]
 
 
 def test_what_nothing_drives_is_refused():
     config = cap4d.get_config()
     with pytest.raises(ValueError, match=r"geodiff4d\.py"):
-        control.losses(jax.random.key(0), {}, batch_of(config), config=config)
+        control.losses(jax.random.key(0), {}, *batches_of(config), config=config)
 
 
 def test_a_person_alone_is_refused():
     config = geodiff4d.get_config()
+    alone = batches_of(config, items=1)
     with pytest.raises(ValueError, match="several people"):
-        control.losses(jax.random.key(0), {}, batch_of(config, items=1), config=config)
+        control.losses(jax.random.key(0), {}, *alone, config=config)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -56,7 +59,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     for _ in range(100):
         base = random.normal(1.0, 0.2, 48)
         raised = 1.1 * base + random.normal(0.0, 0.1, 48)
-        own, other, _ = control.rows(np.stack([base, raised, base], axis=1))
+        losses = np.stack([base, raised, base, base], axis=1)
+        own, other, *_ = control.rows(losses)
         assert own.keys() == {"driven by", "loss"}
         held += other["low"] < 10.0 < other["high"]
     assert 88 <= held <= 99
