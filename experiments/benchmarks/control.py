@@ -8,9 +8,9 @@ The denoising loss of averaged weights on held-out people, and by how many perce
 rises where the driving faces, or the maps of head poses, are those of another person:
 same latents, noise and diffusion time. A network that does not look loses nothing.
 Another person's face also has another skin; the person's own face, from another of its
-pictures, has nothing else but expression and view. A batch has one example of every
-person. Intervals of 95 % are a bootstrap over
-batches: they tell how well these people's loss is known, not how others' would be.
+pictures, differs in expression, view and light alone. A batch has one example of every
+person. Intervals of 95 % are a bootstrap over batches: they tell how well these
+people's loss is known, not how others' would be.
 """
 
 import functools

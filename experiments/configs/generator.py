@@ -81,10 +81,9 @@ SIZES = {
 }
 """By the config's argument `size`: tiny trains in minutes on a laptop (ours), small on
 one GPU (ours), paper is Stable Diffusion's, with latents of 512 x 512 images. Tiny's
-UNet is wider than its latents, which a narrower one could not even pass on, and its
 tokens are few and broad: attention that does not choose yet sees their mean. `shift` is
 that of `schedule.make`: where channels tell of each other it takes more noise to hide a
-face, and what is no longer to be seen has to be learnt from what drives (ours)."""
+face (ours)."""
 
 Config = Any
 """`ml_collections.ConfigDict`, whose fields no static checker knows."""

@@ -74,8 +74,8 @@ class Plan:
 TOY = schema.Sizes(64, 8, surface=8)
 PLANS = {
     # 64 x 64 in seconds, for tests; the tiny size's; the paper's pictures, from cameras
-    # that span as much as NeRSemble's 93 degrees. Little training learns what most of
-    # the loss comes from, and of a small picture that is the outline of its hair.
+    # that span as much as NeRSemble's 93 degrees. At the tiny size a generator errs
+    # most on outlines at first, and long hair has much of them.
     "toy": Plan(TOY, 3, 1, clips=1, frames=2, views=2, texture=64),
     "tiny": Plan(),
     "paper": Plan(
