@@ -39,10 +39,6 @@ MIDDLE = (0.0, -0.02, 0.0)
 """Of head and upper neck, head frame."""
 PACE = 4
 """Frames from one expression to the next."""
-MUSCLES = 12
-"""At work in an expression, on average: a face that acts, as in NeRSemble's takes."""
-TALKING = 0.6
-"""Probability that the jaw opens, beyond what the muscles do: what moves most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +49,18 @@ class Plan:
     subjects: int = 64
     held_out: int = 4
     """The last subjects: in the split "held_out", never in "train"."""
-    clips: int = 2
-    frames: int = 8
+    clips: int = 1
+    """Each in a light of its own."""
+    frames: int = 16
     views: int = 2
     spread: float = 30.0
     """Degrees of yaw, in equal parts, in each of which stands a camera."""
     styles: tuple[str, ...] = ("cropped", "tied")
     """Of hair, among `look.STYLES`."""
+    muscles: int = 2
+    """At work in an expression, on average."""
+    talking: float = 1.0
+    """Probability that the jaw opens, beyond what the muscles do."""
     texture: int = 256
     """Texels along a side of a person's albedo."""
     seed: int = 0
@@ -74,8 +75,9 @@ class Plan:
 TOY = schema.Sizes(64, 8, surface=8)
 PLANS = {
     # 64 x 64 in seconds, for tests; the tiny size's; the paper's pictures, from cameras
-    # that span as much as NeRSemble's 93 degrees. At the tiny size a generator errs
-    # most on outlines at first, and long hair has much of them.
+    # that span as much as NeRSemble's 93 degrees, of faces that act as in its takes. At
+    # the tiny size a generator errs most on outlines at first, and long hair has much
+    # of them; a few hundred expressions show what a jaw does, not what 51 muscles do.
     "toy": Plan(TOY, 3, 1, clips=1, frames=2, views=2, texture=64),
     "tiny": Plan(),
     "paper": Plan(
@@ -86,6 +88,8 @@ PLANS = {
         views=16,
         spread=90.0,
         styles=appearance.STYLES,
+        muscles=12,
+        talking=0.6,
         texture=1024,
     ),
 }
@@ -162,7 +166,7 @@ def examples(name: str, plan: Plan) -> Iterator[schema.Example | building.Skippe
     for clip, key in enumerate(jax.random.split(clips_key, plan.clips)):
         light_key, motion_key = jax.random.split(key)
         lamps = lighting.sample_lighting(light_key)
-        motion = sample_motion(motion_key, head, person.identity, frames=plan.frames)
+        motion = sample_motion(motion_key, head, person.identity, plan)
         for frame, params in enumerate(motion):
             for view, camera in enumerate(person.views):
                 example = _example(head, person, lamps, params, camera, plan)
@@ -243,16 +247,17 @@ def sample_views(
 
 
 def sample_motion(
-    key: Key[Array, ""], head: HeadModel, identity: Float[Array, " i"], *, frames: int
+    key: Key[Array, ""], head: HeadModel, identity: Float[Array, " i"], plan: Plan
 ) -> list[HeadParams]:
     """A face on its way through random expressions and poses, at a smooth pace.
 
     It starts and ends with one of them; about `PACE` frames lie from one to the next.
     """
     expression_key, pose_key = jax.random.split(key)
-    legs = max(round(frames / PACE), 1)
+    frames, legs = plan.frames, max(round(plan.frames / PACE), 1)
     stops = [
-        _expression(one, head) for one in jax.random.split(expression_key, legs + 1)
+        _expression(one, head, plan)
+        for one in jax.random.split(expression_key, legs + 1)
     ]
     poses = np.asarray(jax.random.normal(pose_key, (legs + 1, 4, 3)), np.float64)
     rest = head_model.neutral(head).replace(identity=identity)
@@ -276,11 +281,15 @@ def sample_motion(
     return motion
 
 
-def _expression(key: Key[Array, ""], head: HeadModel) -> Float[np.ndarray, " e"]:
-    """Many muscles at once, and a jaw that is often open."""
+def _expression(
+    key: Key[Array, ""], head: HeadModel, plan: Plan
+) -> Float[np.ndarray, " e"]:
+    """Some muscles at once, and a jaw that is often open."""
     muscles_key, talks_key, jaw_key = jax.random.split(key, 3)
-    drawn = np.array(procedural.sample_expression(muscles_key, head, count=MUSCLES))
-    if jax.random.bernoulli(talks_key, TALKING):
+    drawn = np.array(
+        procedural.sample_expression(muscles_key, head, count=plan.muscles)
+    )
+    if jax.random.bernoulli(talks_key, plan.talking):
         jaw = head.expression_names.index("jawOpen")
         drawn[jaw] = max(drawn[jaw], jax.random.uniform(jaw_key))
     return drawn
