@@ -24,8 +24,6 @@ LOG_VARIANCES = (-30.0, 20.0)
 """To which an encoder's are clipped (Rombach et al. 2022)."""
 LINEAR_LOG_VARIANCE = -7.0
 """Of latents where a linear autoencoder's training starts; ours."""
-SMALLEST_VARIANCE = 1e-8
-"""Of a linear codec's components, next to the largest; ours, for flat pictures."""
 FOREGROUND_LENGTH = 0.5
 """Decoded normals shorter than this are background; ours, half way."""
 
@@ -298,9 +296,8 @@ def principal_squares(
     """Parameters of a linear codec that keeps the principal components of squares.
 
     As good as a linear codec of squares can be for these pictures (Eckart and Young
-    1936). A latent's deviation is the square root of its component's, which lies half
-    way (ours) between that of pixels, where noise of one size for all channels drowns
-    the small ones, and white latents, where a loss sees nothing but grain. Host arrays.
+    1936). Latents are as long as pixels: a loss of theirs is one of pixels, and not of
+    the grain that most of the components hold. Host arrays.
 
     Raises:
       ValueError: a module that is not `linear`, or with more latent channels than a
@@ -317,14 +314,11 @@ def principal_squares(
     squares = np.asarray(_channels_from_squares(jnp.asarray(pixels), module.factor))
     squares = squares.reshape(-1, numbers).astype(np.float64)
     mean = squares.mean(axis=0)
-    variances, vectors = np.linalg.eigh(np.cov(squares, rowvar=False))
-    kept = slice(None, -module.latent_channels - 1, -1)
-    basis, variances = vectors[:, kept], variances[kept]
-    # Flat pictures have components of no variance at all.
-    deviations = np.maximum(variances, SMALLEST_VARIANCE * variances[0]) ** 0.25
+    _, vectors = np.linalg.eigh(np.cov(squares, rowvar=False))
+    basis = vectors[:, : -module.latent_channels - 1 : -1]
     linear = {
-        "linear_in": {"kernel": basis / deviations, "bias": -mean @ basis / deviations},
-        "linear_out": {"kernel": deviations[:, None] * basis.T, "bias": mean},
+        "linear_in": {"kernel": basis, "bias": -mean @ basis},
+        "linear_out": {"kernel": basis.T, "bias": mean},
     }
     return jax.tree.map(np.float32, linear)
 

@@ -262,12 +262,13 @@ def test_a_linear_codec_starts_with_principal_components(count):
     kept = np.linalg.svd(squares - squares.mean(axis=0))[1]
     error = np.sum(np.square(np.float64(found) - pixels))
     np.testing.assert_allclose(error, np.sum(kept[count:] ** 2), rtol=1e-4, atol=1e-6)
-    # A latent's deviation is the square root of its component's.
+    # A latent's deviation is its component's.
     latents = run(variables, pixels, method="posterior").mean.reshape(-1, count)
     rank = min(count, len(squares) - 1)
-    deviations = np.sqrt(kept[:rank] / np.sqrt(len(squares) - 1))
     np.testing.assert_allclose(
-        latents[:, :rank].std(axis=0, ddof=1), deviations, rtol=1e-3
+        latents[:, :rank].std(axis=0, ddof=1),
+        kept[:rank] / np.sqrt(len(squares) - 1),
+        rtol=1e-3,
     )
 
 
