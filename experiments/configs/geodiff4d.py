@@ -25,7 +25,7 @@ LEARNING_RATE = {"tiny": 1e-3, "small": 1e-4, "paper": 1e-5}
 STAGES = {
     "paper": {1: (32, 1, 80_000), 2: (8, 16, 20_000)},
     "small": {1: (16, 1, 20_000), 2: (2, 16, 5_000)},
-    "tiny": {1: (8, 1, 2_000), 2: (2, 8, 500)},
+    "tiny": {1: (8, 1, 3_000), 2: (2, 8, 500)},
 }
 """Clips in a batch, frames in a clip, steps; ours but for the paper's size."""
 PREDICTION = {"tiny": "v", "small": "v", "paper": "epsilon"}
