@@ -79,7 +79,7 @@ SIZES = {
         "crop": 224,
     },
 }
-"""By the config's argument `size`: tiny trains in minutes on a laptop (ours), small on
+"""By the config's argument `size`: tiny trains in hours on a laptop (ours), small on
 one GPU (ours), paper is Stable Diffusion's, with latents of 512 x 512 images. Tiny's
 tokens are few and broad: attention that does not choose yet sees their mean. `shift` is
 that of `schedule.make`: where channels tell of each other it takes more noise to hide a

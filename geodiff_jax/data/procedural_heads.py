@@ -78,13 +78,13 @@ PLANS = {
     # that span as much as NeRSemble's 93 degrees, of faces that act as in its takes. At
     # the tiny size a generator errs most on outlines at first, and long hair has much
     # of them; a few hundred expressions show what a jaw does, not what 51 muscles do.
-    "toy": Plan(TOY, 3, 1, clips=1, frames=2, views=2, texture=64),
+    "toy": Plan(TOY, 3, 1, frames=2, texture=64),
     "tiny": Plan(),
     "paper": Plan(
         schema.Sizes(),
         10_000,
         100,
-        frames=16,
+        clips=2,
         views=16,
         spread=90.0,
         styles=appearance.STYLES,

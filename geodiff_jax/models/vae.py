@@ -296,8 +296,8 @@ def principal_squares(
     """Parameters of a linear codec that keeps the principal components of squares.
 
     As good as a linear codec of squares can be for these pictures (Eckart and Young
-    1936). Latents are as long as pixels: a loss of theirs is one of pixels, and not of
-    the grain that most of the components hold. Host arrays.
+    1936). Latents are as long as pixels (ours), so that a loss of latents is one of
+    pixels. Host arrays.
 
     Raises:
       ValueError: a module that is not `linear`, or with more latent channels than a
