@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -23,11 +24,14 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax._src import distributed  # Nothing public has its store of keys.
 from jax.experimental import multihost_utils
 
 from geodiff_jax.io import atomic
 
 _SEAL = "contents.json"
+_NUMBERS = itertools.count()
+"""Of saves, the same for all processes."""
 
 
 def save(
@@ -74,13 +78,15 @@ class Found:
 class Series:
     """Checkpoints of a run by step, of which the newest are kept.
 
-    A save that fails is said on stderr and costs nothing that was there before.
+    A save that fails, for one process or for all, is said on stderr and costs nothing
+    that was there before.
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 3) -> None:
         self._folder = pathlib.Path(folder)
         self._keep = keep
-        self._checkpointer = ocp.StandardCheckpointer()
+        self._meeting = ""
+        self._checkpointer = self._open()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
 
@@ -100,13 +106,9 @@ class Series:
         self.wait()
         contents = {"metadata": dict(metadata or {}), "own": _gather(own)}
         target = self._folder / f"{step:08d}"
-        if jax.process_index() == 0:
-            # Of a run that was killed in this save, or found it damaged.
-            shutil.rmtree(target, ignore_errors=True)
-        _synchronize(f"clear {target}")
+        self._meeting = f"checkpoint/{next(_NUMBERS)}"
         with self._told_on_stderr(target):
-            if jax.process_index() == 0:
-                target.mkdir(parents=True)
+            _make_anew(target)
             with _plain_errors():
                 self._checkpointer.save(target.absolute() / "arrays", tree)
             self._pending = self._thread.submit(self._finish, target, contents)
@@ -140,25 +142,25 @@ class Series:
 
     def _newest_intact(self) -> int:
         """Its step, the same for all processes; -1 for none."""
-        if jax.process_count() == 1:
-            return self._search()
-        step = np.int32(self._search() if jax.process_index() == 0 else -1)
-        return int(multihost_utils.broadcast_one_to_all(step))
-
-    def _search(self) -> int:
-        finished = [path for path in self._steps() if (path / _SEAL).exists()]
-        for folder in finished:
-            try:
-                _check_intact(folder)
-                return int(folder.name)
-            except ValueError as error:
-                print(f"{error} Passed over.", file=sys.stderr, flush=True)
-        if finished:
+        own = self._search() if jax.process_index() == 0 else None
+        step, damaged = _gather(own)[0]
+        if step < 0 and damaged:
             raise ValueError(
                 f"Expected an intact checkpoint in {self._folder}, got "
-                f"{len(finished)} damaged ones; remove the folder to start anew."
+                f"{damaged} damaged ones; remove the folder to start anew."
             )
-        return -1
+        return step
+
+    def _search(self) -> tuple[int, int]:
+        """The newest intact step, or -1, and how many newer ones are damaged."""
+        finished = [path for path in self._steps() if (path / _SEAL).exists()]
+        for damaged, folder in enumerate(finished):
+            try:
+                _check_intact(folder)
+                return int(folder.name), damaged
+            except ValueError as error:
+                print(f"{error} Passed over.", file=sys.stderr, flush=True)
+        return -1, len(finished)
 
     def _steps(self) -> list[pathlib.Path]:
         """Folders of all steps, finished or not, the newest first."""
@@ -168,11 +170,39 @@ class Series:
     def _finish(self, target: pathlib.Path, contents: dict[str, Any]) -> None:
         """In a thread: what makes a checkpoint of the arrays."""
         with self._told_on_stderr(target):
-            with _plain_errors():
-                self._checkpointer.wait_until_finished()
+            try:
+                with _plain_errors():
+                    self._checkpointer.wait_until_finished()
+            except OSError as error:
+                self._meet(error.strerror or str(error))
+                raise
             if jax.process_index() == 0:
                 _seal(target, contents)
                 self._prune()
+
+    def _open(self) -> ocp.StandardCheckpointer:
+        options = ocp.AsyncOptions(barrier_sync_fn=self._meet)
+        return ocp.StandardCheckpointer(async_options=options)
+
+    def _meet(
+        self, problem: str = "", *, key: str = "", timeout_ms: int = 2_400_000
+    ) -> None:
+        """Waits until all processes have written; OSError if one had a problem.
+
+        In threads, where collectives must not run. Orbax calls it as its two barriers,
+        before process 0 commits and after: the second ends at once.
+        """
+        client = distributed.global_state.client
+        if client is None:
+            return
+        own, count = jax.process_index(), jax.process_count()
+        client.key_value_set(f"{self._meeting}/{own}", problem, allow_overwrite=True)
+        _check_all(
+            [
+                client.blocking_key_value_get(f"{self._meeting}/{i}", timeout_ms)
+                for i in range(count)
+            ]
+        )
 
     @contextlib.contextmanager
     def _told_on_stderr(self, target: pathlib.Path) -> Iterator[None]:
@@ -180,7 +210,8 @@ class Series:
         try:
             yield
         except OSError as error:
-            shutil.rmtree(target, ignore_errors=True)
+            if jax.process_index() == 0:
+                shutil.rmtree(target, ignore_errors=True)
             print(
                 f"Cannot save {target}: {error.strerror or error}. Going on; the "
                 "checkpoint before it stays.",
@@ -190,7 +221,7 @@ class Series:
             # Orbax's would raise the same again at the next save.
             with contextlib.suppress(OSError), _plain_errors():
                 self._checkpointer.close()
-            self._checkpointer = ocp.StandardCheckpointer()
+            self._checkpointer = self._open()
 
     def _prune(self) -> None:
         finished = [path for path in self._steps() if (path / _SEAL).exists()]
@@ -200,9 +231,22 @@ class Series:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _synchronize(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def _make_anew(folder: pathlib.Path) -> None:
+    """By process 0; OSError for all if it cannot."""
+    problem = ""
+    if jax.process_index() == 0:
+        # Of a run that was killed in this save, or found it damaged.
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            problem = error.strerror
+    _check_all(_gather(problem))
+
+
+def _check_all(problems: list[str]) -> None:
+    for problem in filter(None, problems):
+        raise OSError(problem)
 
 
 def _gather(own: Any) -> list[Any]:

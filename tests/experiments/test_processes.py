@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import latent_codec
+from geodiff_jax import checkpoint
 from tests.experiments import small_command, toy_codec
 from tests.training import meshes
 
@@ -51,7 +54,7 @@ def start_two(folder, words, **options):
     return [
         start(
             folder / str(i),
-            (*words, *together, f"--process_id={i}"),
+            (*together, *words, f"--process_id={i}"),
             devices=4,
             **options,
         )
@@ -70,27 +73,46 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def first_stages(tmp_path_factory):
-    """A folder with two/run and one, the workdirs of both."""
-    folder, words = tmp_path_factory.mktemp("stage1"), small_command.words()
+    """A folder with two/run and one, the workdirs of both; one is a step ahead."""
+    folder, words = tmp_path_factory.mktemp("stage1"), [*small_command.words()]
     pair = start_two(folder / "two", words)
     for i, process in enumerate(pair):
         ended_well(process, folder / "two" / str(i))
+    words.append(f"--config.steps={meshes.STEPS + 1}")
     alone = (*words, f"--workdir={folder / 'one'}", "--mesh=1x1x1")
     ended_well(start(folder / "alone", alone, devices=1), folder / "alone")
     return folder
 
 
-def check_same_losses(folder):
-    one = losses(folder / "one")
-    assert len(set(one)) == meshes.STEPS
+def check_same_losses(found, expected, *, steps=meshes.STEPS):
+    assert len(set(found)) == len(found) == steps
     # Sums of other orders: their round-off, which five steps of Adam carry on.
-    np.testing.assert_allclose(losses(folder / "two" / "run"), one, rtol=1e-5)
+    np.testing.assert_allclose(found, expected[:steps], rtol=1e-5)
 
 
 def test_two_processes_have_the_losses_of_one_device(first_stages):
-    check_same_losses(first_stages)
+    check_same_losses(
+        losses(first_stages / "two" / "run"), losses(first_stages / "one")
+    )
     for i in (0, 1):
         assert SENTENCE not in (first_stages / "two" / str(i) / "said").read_text()
+
+
+def test_one_process_goes_on_where_two_ended(first_stages, tmp_path):
+    run = shutil.copytree(first_stages / "two" / "run", tmp_path / "run")
+    steps = meshes.STEPS + 1
+    words = (*small_command.words(), f"--config.steps={steps}", f"--workdir={run}")
+    ended_well(start(tmp_path, (*words, "--mesh=1x1x1"), devices=1), tmp_path)
+    check_same_losses(losses(run), losses(first_stages / "one"), steps=steps)
+
+
+def test_damaged_checkpoints_are_refused_by_both(first_stages, tmp_path):
+    run = shutil.copytree(first_stages / "two" / "run", tmp_path / "run")
+    for file in run.rglob("d/*"):
+        file.write_bytes(b"")
+    for i, process in enumerate(start_two(tmp_path, small_command.words())):
+        assert process.wait(600) == 2
+        assert "got 1 damaged ones" in (tmp_path / str(i) / "said").read_text()
 
 
 def test_so_they_have_in_the_second_stage(first_stages, tmp_path):
@@ -100,7 +122,7 @@ def test_so_they_have_in_the_second_stage(first_stages, tmp_path):
         ended_well(process, tmp_path / "two" / str(i))
     alone = (*words, f"--workdir={tmp_path / 'one'}", "--mesh=1x1x1")
     ended_well(start(tmp_path / "alone", alone, devices=1), tmp_path / "alone")
-    check_same_losses(tmp_path)
+    check_same_losses(losses(tmp_path / "two" / "run"), losses(tmp_path / "one"))
 
 
 def test_an_autoencoder_is_looked_at_and_written_by_all(tmp_path):
@@ -117,11 +139,16 @@ def test_an_autoencoder_is_looked_at_and_written_by_all(tmp_path):
     assert len(list((run / "samples").iterdir())) == 1
 
 
-def wait_for_steps(workdir, count, process):
+def wait_until(reached, process):
     begin = time.monotonic()
-    while not (workdir / "log.jsonl").exists() or len(losses(workdir)) < count:
+    while not reached():
         assert process.poll() is None and time.monotonic() - begin < 600
         time.sleep(0.1)
+
+
+def wait_for_steps(workdir, count, process):
+    log = workdir / "log.jsonl"
+    wait_until(lambda: log.exists() and len(losses(workdir)) >= count, process)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -166,3 +193,46 @@ def test_if_one_is_killed_the_other_ends_and_says_what_to_do(tmp_path, lost):
     last = said.read_text().splitlines()[-1]
     assert f"Process {1 - lost} of 0 to 1 ended before its time" in last
     assert SENTENCE in last
+
+
+def last_save(workdir):
+    """The last step whose checkpoint is finished, 0 for none."""
+    seals = workdir.glob("checkpoints/*/contents.json")
+    return max((int(seal.parent.name) for seal in seals), default=0)
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_costs_checkpoints_and_nothing_else(tmp_path, full):
+    """Where no folder can be made, and for one of two that write half of it each."""
+    run, said = tmp_path / "run", [tmp_path / str(i) / "said" for i in (0, 1)]
+    run.mkdir()
+    (run / "checkpoints").touch()
+    words = [*small_command.words(), "--config.steps=100000"]
+    pair = start_two(tmp_path, [*words, "--mesh=1x8x1", "--save_every=1"])
+
+    def wait_until_told(reason):
+        for process, file in zip(pair, said, strict=True):
+            wait_until(
+                lambda file=file: f"{reason}. Going on" in file.read_text(), process
+            )
+
+    limits = resource.prlimit(pair[full].pid, resource.RLIMIT_FSIZE)
+    try:
+        wait_until_told("Not a directory")
+        (run / "checkpoints").unlink()
+        wait_until(lambda: last_save(run), pair[0])
+        small = (100_000, limits[1])  # More than the logs, less than the arrays.
+        resource.prlimit(pair[full].pid, resource.RLIMIT_FSIZE, small)
+        wait_until_told("File too large")
+        good = last_save(run)
+        checkpoint.restore(run / "checkpoints" / f"{good:08d}")
+        resource.prlimit(pair[full].pid, resource.RLIMIT_FSIZE, limits)
+        wait_until(lambda: last_save(run) > good, pair[0])
+        pair[full].send_signal(signal.SIGTERM)
+        for process, file in zip(pair, said, strict=True):
+            ended_well(process, file.parent)
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+    assert last_save(run) == len(losses(run))
