@@ -61,13 +61,16 @@ def main(argv: list[str]) -> None:
             print(f"{name:<30}{value}")
         return
 
-    def train_on(workdir: str, data: list[str], **options: Any) -> states.TrainState:
+    def train_on(
+        workdir: str, data: list[str], *, mesh: jax.sharding.Mesh, **options: Any
+    ) -> states.TrainState:
         look = None
         if _VAE.value is not None:
             look = sampling.Samples(config, data, _VAE.value, workdir)
-        batches = batches_of(config, data, workers=training_run.DATA_WORKERS.value)
+        workers = training_run.DATA_WORKERS.value
+        batches = batches_of(config, data, mesh=mesh, workers=workers)
         options |= {"start": _START.value, "look": look}
-        return train(config, workdir, batches=batches, **options)
+        return train(config, workdir, batches=batches, mesh=mesh, **options)
 
     training_run.command(config, train_on)
 
@@ -105,10 +108,14 @@ def train(
 
 
 def batches_of(
-    config: generator.Config, data: list[str], *, workers: int = 0
+    config: generator.Config,
+    data: list[str],
+    *,
+    mesh: jax.sharding.Mesh,
+    workers: int = 0,
 ) -> loop.Batches:
     """This process' rows of batches of datasets, or of noise for `["random"]`."""
-    own: Any = training_run.own_rows(config.batch)
+    own: Any = training_run.own_rows(config.batch, mesh)
     if data != ["random"]:
         return recorded_batches.RecordedBatches(config, data, workers=workers, **own)
     return random_batches.RandomBatches(
@@ -140,7 +147,7 @@ def first_state(
     networks'.
     """
     converted = start is not None and start.endswith(CONVERTED)
-    if config.trained and (start is None or converted):
+    if (config.stage > 1 and start is None) or (config.trained and converted):
         raise ValueError(
             f"Expected --start, stage 1's workdir, for stage {config.stage}."
         )

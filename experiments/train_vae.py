@@ -72,7 +72,7 @@ def train(
         batch=config.batch,
         seed=config.seed,
         workers=workers,
-        **training_run.own_rows(config.batch),
+        **training_run.own_rows(config.batch, mesh),
     )
     look = Look(config, data, workdir)
     state = training_run.train(

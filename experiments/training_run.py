@@ -75,17 +75,16 @@ def command(config: Config, train: Callable[..., states.TrainState]) -> None:
         print(f"Step {int(state.step)} of {plan.steps} is in {workdir}.")
 
 
-def own_rows(batch: int) -> dict[str, int]:
-    """Which of how many processes this is, for a source of batches.
+def own_rows(batch: int, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Whose rows this process gives, for a source of batches.
 
-    Raises ValueError for a batch that they do not divide.
+    Processes that share theirs count as one. Raises ValueError for a batch that they
+    do not divide.
     """
-    if batch % jax.process_count():
-        raise ValueError(
-            f"Expected a batch that {jax.process_count()} processes divide, got "
-            f"{batch}."
-        )
-    return {"process": jax.process_index(), "processes": jax.process_count()}
+    which, count = sharding.own_share(mesh, process=jax.process_index())
+    if batch % count:
+        raise ValueError(f"Expected a batch that {count} hosts divide, got {batch}.")
+    return {"process": which, "processes": count}
 
 
 def abstract_state(shapes: states.TrainState, mesh: sharding.Mesh) -> Any:

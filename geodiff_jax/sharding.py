@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -38,7 +40,11 @@ def make_mesh(
             f"Expected a mesh of {len(devices)} devices, which are here, got "
             f"{'x'.join(map(str, shape))} = {math.prod(shape)}."
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # Of TPUs, a mesh may split the axes of the torus that they make.
+    placed = mesh_utils.create_device_mesh(
+        shape, devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def abstract_mesh(shape: tuple[int, ...]) -> jax.sharding.AbstractMesh:
@@ -121,6 +127,26 @@ def check_batch(size: int, mesh: Mesh, *, accumulated: int = 1) -> None:
             f"Expected a batch that {what} = {shares} divides, got {size}; make it a "
             f"multiple of {shares}, or give more devices to `tensor`."
         )
+
+
+def own_share(mesh: jax.sharding.Mesh, *, process: int) -> tuple[int, int]:
+    """(which, of how many) equal shares of a batch's rows a process gives.
+
+    Processes whose devices differ in `tensor` alone give the same. Raises ValueError
+    where processes overlap in some of their rows.
+    """
+    held: dict[int, set[int]] = {}
+    for (*row, _), device in np.ndenumerate(mesh.devices):
+        number = int(np.ravel_multi_index(row, mesh.devices.shape[:2]))
+        held.setdefault(device.process_index, set()).add(number)
+    shares = sorted(set(map(frozenset, held.values())), key=min)
+    size = len(mesh.devices[..., 0].ravel()) // len(shares)
+    if any(len(share) != size for share in shares):
+        raise ValueError(
+            "Expected processes that have the same rows of a batch or none in common, "
+            f"got {shares} on this mesh; make `tensor` divide a process' devices."
+        )
+    return shares.index(frozenset(held[process])), len(shares)
 
 
 def free_axes() -> tuple[str, ...]:

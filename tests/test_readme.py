@@ -5,6 +5,7 @@ import re
 
 from experiments.configs import geodiff4d
 from geodiff_jax import sharding
+from tests import pods
 
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 
@@ -32,6 +33,9 @@ def test_the_meshes_of_the_pod_share_out_the_papers_batches():
         shape = (int(mesh[1]), int(mesh[2]), int(mesh[3]))
         batch = geodiff4d.get_config(config[1]).batch
         sharding.check_batch(batch, sharding.abstract_mesh(shape))
+        for kind in pods.SLICES if "--cluster" in command else ():
+            slice_mesh = sharding.make_mesh(shape, devices=pods.chips(kind))
+            assert batch % sharding.own_share(slice_mesh, process=0)[1] == 0
         devices.append(shape[0] * shape[1] * shape[2])
     # One host of eight, eight of them, and the slice in both stages.
     assert devices == [8, 64, 64, 64]

@@ -1,5 +1,7 @@
 """Rules put everything somewhere, evenly, and refuse what cannot be."""
 
+import collections
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from geodiff_jax import sharding
+from tests import pods
 
 MESH = sharding.abstract_mesh((2, 4, 3))
 
@@ -93,3 +96,30 @@ def test_a_batch_on_one_device_is_itself():
     with jax.set_mesh(mesh):
         doubled = jax.jit(functools.partial(jax.tree.map, lambda x: x * 2))(placed)
     np.testing.assert_array_equal(doubled["a"], 2 * rows["a"])
+
+
+@pytest.mark.parametrize("kind", pods.SLICES)
+@pytest.mark.parametrize("shape", [(1, 64, 1), (1, 32, 2), (1, 8, 8), (4, 2, 8)])
+def test_hosts_of_a_slice_share_out_the_rows_of_their_chips(kind, shape):
+    """On all of them together each row comes once, from all that hold it the same."""
+    mesh = sharding.make_mesh(shape, devices=pods.chips(kind))
+    assert mesh.devices.shape == shape and len(set(mesh.devices.flat)) == 64
+    rows = mesh.devices.reshape(-1, shape[-1])
+    shares = [sharding.own_share(mesh, process=host) for host in range(16)]
+    ((_, count),) = {(0, count) for _, count in shares}
+    # Whose share each row is in.
+    owners = [{shares[chip.process_index][0] for chip in row} for row in rows]
+    assert all(len(owner) == 1 for owner in owners)
+    often = collections.Counter(which for (which,) in owners)
+    assert often == dict.fromkeys(range(count), len(rows) // count)
+
+
+def test_processes_that_overlap_in_some_rows_are_refused():
+    """Three chips a host, of meshes with pairs of them."""
+    chips = [
+        dataclasses.replace(chip, process_index=chip.id // 3, platform="cpu")
+        for chip in pods.chips("TPU v4")[:12]
+    ]
+    mesh = sharding.make_mesh((6, 1, 2), devices=chips)
+    with pytest.raises(ValueError, match="none in common"):
+        sharding.own_share(mesh, process=0)

@@ -289,11 +289,16 @@ def test_other_networks_are_no_stage_before(names, message):
 
 
 @pytest.mark.parametrize(
-    ("argument", "start"),
-    [("stage=2", None), ("stage=1", "x"), ("stage=2", "x.safetensors")],
+    ("module", "argument", "start"),
+    [
+        (geodiff4d, "stage=2", None),
+        (geodiff4d, "stage=1", "x"),
+        (geodiff4d, "stage=2", "x.safetensors"),
+        (cap4d, "stage=2", None),
+    ],
 )
-def test_only_a_second_stage_starts_from_another(argument, start):
-    config = geodiff4d.get_config(argument)
+def test_only_a_second_stage_starts_from_another(module, argument, start):
+    config = module.get_config(argument)
     with pytest.raises(ValueError, match="--start"):
         train_denoiser.first_state(config, None, start=start)
 

@@ -2,11 +2,12 @@
 
 The network has one layer of every kind that the generator's have, since a whole one
 takes minutes to compile for each mesh; features are splatted in the step. Prints a
-line of JSON per mesh: the losses, whether the last state can go on elsewhere, and the
-elements of the parameters and of the largest all-gather in the compiled program.
+line of JSON per stage and mesh: the losses, whether the last state can go on elsewhere,
+and the elements of what learns and of the largest all-gather in the compiled program.
 """
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -31,6 +32,8 @@ from geodiff_jax.training import state as states
 
 STEPS, ITEMS, SIDE, CROP, CHANNELS, TEXELS = 5, 8, 4, 8, 32, 6
 SETTINGS = optimizers.Settings(learning_rate=1e-3)
+STAGES = {"1": "", "2": "temporal"}
+"""What learns in each; in the first all of it."""
 
 
 class EveryLayer(nn.Module):
@@ -106,7 +109,7 @@ def batch(number: int) -> denoising.Batch:
     )
 
 
-def first_state() -> states.TrainState:
+def first_state(trained: str = "") -> states.TrainState:
     """Random also where training starts at zero, since zeros stop gradients."""
 
     def make():
@@ -130,11 +133,15 @@ def first_state() -> states.TrainState:
         params = {**variables["params"], states.FIELD: vars(field)}
         variables = {**variables, "params": params}
         optimizer = optimizers.make(SETTINGS)
-        return states.initial_state(jax.random.key(1), variables, optimizer)
+        return states.initial_state(
+            jax.random.key(1), variables, optimizer, trained=trained
+        )
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name.startswith(("params", "average")) and not name.endswith("scale"):
+        if name.startswith(("params", "resting", "average")) and not name.endswith(
+            "scale"
+        ):
             if name.endswith("log_scales"):
                 return np.full(leaf.shape, -3.0, leaf.dtype)
             seed = zlib.crc32(name.partition("/")[2].encode())
@@ -146,10 +153,10 @@ def first_state() -> states.TrainState:
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(make))
 
 
-def losses(shape: tuple[int, ...]) -> dict[str, Any]:
+def losses(shape: tuple[int, ...], trained: str) -> dict[str, Any]:
     """On the first devices that make up the mesh."""
     mesh = sharding.make_mesh(shape, devices=jax.devices()[: math.prod(shape)])
-    first = first_state()
+    first = first_state(trained)
     placed = sharding.shardings(first, states.RULES, mesh)
     train_step = functools.partial(
         denoising.train_step,
@@ -205,5 +212,6 @@ def restored(state: states.TrainState, mesh: jax.sharding.Mesh) -> bool:
 
 
 if __name__ == "__main__":
-    for text in sys.argv[1:]:
-        print(json.dumps(losses(tuple(map(int, text.split("x"))))), flush=True)
+    for stage, text in itertools.product(STAGES, sys.argv[1:]):
+        found = losses(tuple(map(int, text.split("x"))), STAGES[stage])
+        print(json.dumps({"stage": stage, "mesh": text, **found}), flush=True)
