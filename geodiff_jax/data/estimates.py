@@ -2,8 +2,9 @@
 
 A source is named by a text: "fit" (the fitted mesh), a folder of pictures of whole
 frames, SUBJECT/CLIP/VIEW/FRAME.png with six digits for the frame, or an ONNX file.
-Mattes are grey; normals are coloured, (n + 1) / 2 in [0, 1], of any signs: estimators
-disagree on their axes, so the face of the fitted mesh decides which are flipped.
+Mattes are grey; normals are coloured, (n + 1) / 2 in [0, 1], grey where there are none,
+of any signs: estimators disagree on their axes, so the face of the fitted mesh decides
+which are flipped.
 """
 
 import functools
@@ -69,6 +70,14 @@ def read_picture(
         return None
     path = pathlib.Path(source) / subject / clip / view / f"{frame:06d}.png"
     return images.read_image(path).rgb
+
+
+def normals_of_colors(colors: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    """Normals that a folder's picture shows, in its own axes; zero where it is grey."""
+    normals = 2.0 * colors - 1.0
+    # No byte is the middle of 0 and 255: grey would become a normal of some direction.
+    grey = np.abs(normals).max(axis=-1, keepdims=True) < 0.01
+    return np.where(grey, 0.0, normals)
 
 
 def estimate_matte(
@@ -173,9 +182,16 @@ def _session(path: str) -> Any:
             "'geodiff_jax[datasets]'`."
         ) from error
     try:
-        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # The runtime raises kinds of its own.
         raise ValueError(
             f"Expected an ONNX network in {path}, got something that cannot be loaded "
             f"({type(error).__name__})."
         ) from error
+    shape = session.get_inputs()[0].shape
+    if len(shape) != 4 or 3 not in (shape[1], shape[3]):
+        raise ValueError(
+            f"Expected a network of RGB pictures, (1, 3, h, w) or (1, h, w, 3), in "
+            f"{path}, got one of {tuple(shape)}."
+        )
+    return session

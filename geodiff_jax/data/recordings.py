@@ -343,7 +343,7 @@ def _with_files(
         normal = None
         picture = estimates.read_picture(job.normals, *labels)
         if picture is not None:
-            normal = _resized(2.0 * picture - 1.0, **size)
+            normal = _resized(estimates.normals_of_colors(picture), **size)
     return dataclasses.replace(frame, matte=matte, normal=normal)
 
 

@@ -84,6 +84,14 @@ def test_torn_networks_are_refused(tmp_path):
         estimates.check_source(str(tmp_path / "torn.onnx"), what="normals")
 
 
+@pytest.mark.parametrize("what", ["normals", "matte"])
+def test_networks_of_grey_pictures_are_refused(tmp_path, what):
+    pytest.importorskip("onnxruntime")
+    onnx_files.write_identity(tmp_path / "grey.onnx", channels=1)
+    with pytest.raises(ValueError, match="RGB pictures"):
+        estimates.check_source(str(tmp_path / "grey.onnx"), what=what)
+
+
 def test_the_fits_own_matte_ends_with_the_frame(drawn):
     _, covered, _ = drawn
     inside = np.ones((64, 64), np.float32)

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from geodiff_jax.data import recordings, schema
+from geodiff_jax.data import framing, recordings, schema
 from geodiff_jax.head import files as head_files
+from geodiff_jax.io import images
 from geodiff_jax.tracking import mediapipe_models
 from tests.data import (
     ava256_files,
     capture_files,
     nersemble_files,
+    onnx_files,
     portraits,
     renderme360_files,
     synth_human_files,
@@ -187,13 +189,13 @@ def small_head(tmp_path_factory):
     return str(path)
 
 
-def errors(record):
+def errors(record, *, signs=1.0):
     """How far the colours are from the normals that they show, on the face."""
     image, whole = record["image"] / 255.0, record["mask"][..., 0] == 255
     left, top, right, bottom = record["face_box"].astype(int)
     face = (slice(max(top, 0), bottom), slice(max(left, 0), right))
     normal = schema.normals_from_bytes(record["normal"])
-    return np.abs(image - 0.5 - 0.5 * normal)[face][whole[face]]
+    return np.abs(image - 0.5 - 0.5 * normal * signs)[face][whole[face]]
 
 
 def test_captures_are_read_as_vhap_leaves_them(small_head, tmp_path):
@@ -249,6 +251,179 @@ def test_normals_of_samples_come_out_in_house_axes(small_head, tmp_path):
     (record,) = records_of(report.parent)
     assert record["subject"] == b"0000000" and record["synthetic"]
     assert errors(record).mean() < 0.03
+
+
+def write_sample_of(folder, picture, *, alpha=None, normals=None):
+    """A sample with another picture, perhaps with other estimates, and its fit."""
+    synth_human_files.write_sample(folder / "source", 0)
+    synth_human_files.write_fit(folder / "fits", 0)
+    images.write_png(folder / "source" / "rgb_0000000.png", picture)
+    if alpha is not None:
+        images.write_png(folder / "source" / "alpha_0000000.png", alpha)
+    if normals is not None:
+        portraits.write_exr(folder / "source" / "normal_0000000.exr", normals)
+
+
+def write_estimate(folder, values):
+    """What a folder of estimates holds of the sample."""
+    path = folder / "0000000" / "samples" / "camera" / "000000.png"
+    path.parent.mkdir(parents=True)
+    images.write_png(path, values)
+
+
+def flags_of_sample(folder, head):
+    flags = {"source": "source", "track": "fits", "data_dir": "data"}
+    flags = {name: str(folder / value) for name, value in flags.items()}
+    return {"dataset": "synth_human", "head": head, **flags}
+
+
+def record_of_sample(folder, head, **sources):
+    run(**flags_of_sample(folder, head), **sources)
+    (report,) = (folder / "data").rglob("report.json")
+    (record,) = records_of(report.parent)
+    return record
+
+
+def fitted(record):
+    """Normals and coverage of the sample's fitted head in the record's picture."""
+    camera = nersemble_files.stored_camera(record, len(record["image"]))
+    params = synth_human_files.params(0)
+    drawn = framing.draw_head(portraits.head(), params, camera)
+    return [np.asarray(x) for x in drawn[:2]]
+
+
+def rippled(normals):
+    """Finer than any fit; zero where there are none."""
+    y, x = np.mgrid[: normals.shape[0], : normals.shape[1]] / 4.0
+    waves = 0.4 * np.stack([np.sin(x), np.sin(y), 0.0 * x], axis=-1)
+    return schema.unit_normals(normals + waves, 1.0 * np.any(normals, axis=-1))
+
+
+def colors_of_sample():
+    """Rippled normals in the sample's axes as colours, and the sample's matte."""
+    _, matte, normals = portraits.shot(
+        synth_human_files.params(0), synth_human_files.camera(0)
+    )
+    return 0.5 + 0.5 * rippled(normals) * synth_human_files.AXES, matte
+
+
+SOURCES = ["fit", "folder", "network.onnx"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_normals_of_any_source_come_out_in_house_axes(small_head, tmp_path, source):
+    """Pictures, and the folder, show other normals than the fit has, in other axes.
+
+    The sample's own normals are noise, and would be refused.
+    """
+    colors, matte = colors_of_sample()
+    noise = np.random.default_rng(0).normal(size=colors.shape)
+    picture = np.where(matte[..., None] > 0.0, colors, portraits.GREEN)
+    write_sample_of(tmp_path, picture, normals=noise)
+    if source == "folder":
+        write_estimate(tmp_path / source, colors[..., ::-1])
+    elif source != "fit":
+        pytest.importorskip("onnxruntime")
+        onnx_files.write_identity(tmp_path / source, side=48)
+    named = source if source == "fit" else str(tmp_path / source)
+    record = record_of_sample(tmp_path, small_head, normals=named)
+    error = errors(record, signs=synth_human_files.AXES).mean()
+    if source == "fit":
+        smooth, covered = fitted(record)
+        away = np.abs(schema.normals_from_bytes(record["normal"]) - smooth)
+        assert away[covered == 1.0].max() < 0.005  # Bytes.
+        assert error > 0.06
+    else:
+        # Bytes, and the resampling between grids, of which the network has one more.
+        assert error < 0.02
+
+
+RED = np.array([1.0, 0.4, 0.2])
+
+
+def disc(size, *, middle, radius):
+    """How much of each pixel lies in a disc, width x height = `size`."""
+    x, y = np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5)
+    away = np.hypot(x - middle[0], y - middle[1])
+    return np.clip(radius - away + 0.5, 0.0, 1.0)
+
+
+DISC = {"middle": np.array([44.0, 62.0]), "radius": 30.0}
+"""In the sample's frame, round the head and wider than it."""
+
+
+def disc_of(record, *, wider):
+    """The same in the record's picture, by its camera."""
+    whole, part = (
+        np.asarray(x.intrinsics)
+        for x in (
+            synth_human_files.camera(0),
+            nersemble_files.stored_camera(record, len(record["image"])),
+        )
+    )
+    scale = part[0] / whole[0]
+    middle = part[2:] + scale * (DISC["middle"] - whole[2:])
+    radius = scale * DISC["radius"] + wider
+    return disc(record["image"].shape[:2], middle=middle, radius=radius)
+
+
+def write_brightest(path):
+    """A network that gives back the largest of each pixel's three colours."""
+    number, nested, text = onnx_files._number, onnx_files._nested, onnx_files._text
+
+    def tensor(name, channels):
+        dims = [number(1, 1), number(1, channels), text(2, "h"), text(2, "w")]
+        shape = nested(2, b"".join(nested(1, dim) for dim in dims))
+        return text(1, name) + nested(2, nested(1, number(1, 1) + shape))
+
+    axes = nested(5, text(1, "axes") + number(8, 1) + number(20, 7))
+    node = text(1, "x") + text(2, "y") + text(4, "ReduceMax") + axes
+    graph = nested(1, node) + text(2, "graph")
+    graph += nested(11, tensor("x", 3)) + nested(12, tensor("y", 1))
+    opset = nested(8, text(1, "") + number(2, 13))
+    path.write_bytes(number(1, 8) + opset + nested(7, graph))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_mattes_of_any_source_lay_the_person_on_white(small_head, tmp_path, source):
+    """Pictures show a red disc on black, which folder and network take for the person.
+
+    The sample's own matte is empty, and would be refused.
+    """
+    person = disc(synth_human_files.SIZE, **DISC)
+    write_sample_of(tmp_path, person[..., None] * RED, alpha=0.0 * person)
+    if source == "folder":
+        # Of another size than the frame.
+        twice = {name: 2.0 * value for name, value in DISC.items()}
+        size = 2 * np.array(synth_human_files.SIZE)
+        write_estimate(tmp_path / source, disc(size, **twice))
+    elif source != "fit":
+        pytest.importorskip("onnxruntime")
+        write_brightest(tmp_path / source)
+    named = source if source == "fit" else str(tmp_path / source)
+    record = record_of_sample(tmp_path, small_head, matte=named, normals="fit")
+    image, mask = record["image"] / 255.0, record["mask"][..., 0] / 255.0
+    inner, outer = (disc_of(record, wider=x) for x in (-2.0, 2.0))
+    if source == "fit":
+        np.testing.assert_allclose(mask, fitted(record)[1], atol=0.003)  # Bytes.
+    else:
+        assert (mask[inner == 1.0] == 1.0).all()
+        assert (mask[outer == 0.0] == 0.0).all()
+    assert (mask == 0.0).sum() > 100
+    assert (image[mask == 0.0] == 1.0).all()
+    person = image[(mask == 1.0) & (inner == 1.0)]
+    np.testing.assert_allclose(person, np.broadcast_to(RED, person.shape), atol=0.003)
+
+
+def test_grey_pixels_of_a_folder_are_no_normals(small_head, tmp_path, capsys):
+    """The matte is wider than what the folder knows normals of."""
+    colors, _ = colors_of_sample()
+    person = disc(synth_human_files.SIZE, **DISC)
+    write_sample_of(tmp_path, colors, alpha=person)
+    write_estimate(tmp_path / "normals", colors)
+    flags = flags_of_sample(tmp_path, small_head)
+    said = refused(capsys, **flags, normals=str(tmp_path / "normals"))
+    assert "without one" in said
 
 
 def test_samples_need_fits(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The command that trains the autoencoder: its door, its files, and how it goes on."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,19 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments import picture_batches
 from experiments.configs import vae as configs
 from geodiff_jax import checkpoint, sharding
+from geodiff_jax.data import procedural_heads
 from geodiff_jax.models import vae, weight_files
 from geodiff_jax.training import autoencoding, loop
 from tests.experiments import launch as test_launch
 from tests.experiments import toy_codec
 
-train_vae, training_run = (
+prepare_data, train_vae, training_run = (
     test_launch.import_apart(f"experiments.{name}")
-    for name in ("train_vae", "training_run")
+    for name in ("prepare_data", "train_vae", "training_run")
 )
 
 STEPS = 4
@@ -174,3 +177,39 @@ def test_bad_flags_end_with_status_2_and_a_sentence(tmp_path, words, message):
     (sentence,) = ended.stderr.strip().splitlines()
     assert ended.returncode == 2 and message in sentence
     assert sentence.startswith("train_vae: ") and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def few_people(monkeypatch, tmp_path):
+    """Heads of the tiny plan's pictures: eight people, and one who is held out."""
+    plan = dataclasses.replace(
+        procedural_heads.PLANS["tiny"], subjects=9, held_out=1, frames=4
+    )
+    monkeypatch.setitem(procedural_heads.PLANS, "tiny", plan)
+    known = procedural_heads.ProceduralHeads.BUILDER_CONFIGS
+    (config,) = (x for x in known if x.name == "tiny")
+    monkeypatch.setattr(config, "plan", plan)
+    folder, _ = prepare_data.prepare(str(tmp_path), "tiny", workers=1)
+    return folder
+
+
+@pytest.mark.slow
+def test_people_it_has_not_seen_come_back_at_30_decibels(few_people, tmp_path):
+    """After a fifth of the tiny size's steps, on an eighth of its people."""
+    builder = tfds.builder_from_directory(str(few_people))
+    seen, unseen = (
+        {x["subject"] for x in builder.as_data_source(split)}
+        for split in ("train", "held_out")
+    )
+    assert len(seen) == 8 and len(unseen) == 1 and not seen & unseen
+    subprocess.run(
+        [sys.executable, "-m", "experiments.train_vae", "--look_every=100"]
+        + ["--config=experiments/configs/vae.py:size=tiny", "--config.steps=100"]
+        + [f"--workdir={tmp_path / 'run'}", f"--data={few_people}"],
+        check=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    looks = [x for x in curve(tmp_path / "run") if "held_out/psnr_image" in x]
+    assert [look["step"] for look in looks] == [100]
+    for name in autoencoding.DOMAINS:
+        assert looks[0][f"held_out/psnr_{name}"] >= 30.0
