@@ -157,9 +157,7 @@ def _box_radius(deviation: float) -> float:
 def _recolor(picture: Image.Image, change: Change) -> Image.Image:
     """Saturation about grey, contrast about its mean, then brightness: one matrix."""
     own = change.saturation * np.eye(3) + (1.0 - change.saturation) * _LUMA
-    # Three channels of 256 counts.
-    counts = np.reshape(picture.histogram(), (3, 256))
-    grey = _LUMA @ counts @ np.arange(256.0) / (picture.width * picture.height)
+    grey = _LUMA @ picture.reduce(picture.size).getpixel((0, 0))  # The mean's.
     middle = np.full((3, 1), change.brightness * (1.0 - change.contrast) * grey)
     matrix = np.hstack([change.brightness * change.contrast * own, middle])
     return picture.convert("RGB", tuple(matrix.ravel().tolist()))

@@ -78,6 +78,17 @@ class Recordings:
         clip, view = int(self._index.clip[record]), int(self._index.view[record])
         return self._between(self._key(clip, view, 0), self._key(clip, view + 1, 0))
 
+    def without_gap(self, record: int) -> Records:
+        """What the record's camera saw round it, up to where a frame is missing.
+
+        That is a step twice as long as usual: some recordings keep every third frame.
+        """
+        own = self.of_camera(record)
+        steps = np.diff(self._index.frame[own])
+        missing = steps >= 2 * np.median(steps) if len(steps) else steps
+        runs = np.concatenate([[0], np.cumsum(missing)])
+        return own[runs == runs[own == record]]
+
     def at_instant(self, record: int) -> Records:
         """The record's instant as every camera of its clip saw it, by view."""
         every = self.of_clip(record)
@@ -121,9 +132,10 @@ def choose(
     """
     if pairing.views > 1:
         return _several(generator, recordings, anchor, pairing)
-    own = recordings.of_camera(anchor)
+    own = recordings.without_gap(anchor)
     place = int(np.flatnonzero(own == anchor)[0])
-    start = min(place, max(len(own) - pairing.frames, 0))
+    # Anchors in turn start at every place from which a whole clip follows.
+    start = place * max(len(own) - pairing.frames + 1, 1) // len(own)
     run = own[start : start + pairing.frames]
     driving = run
     # Drawn in every case, so that the ones after it do not depend on the data.
