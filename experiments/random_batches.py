@@ -31,6 +31,7 @@ class RandomBatches:
         self._rows = slice(process * rows, (process + 1) * rows)
         self._seed = seed
         self._number = 0
+        self.replaced = 0
 
     def __next__(self) -> denoising.Batch:
         """This process' rows of the next batch."""

@@ -17,7 +17,8 @@ from geodiff_jax.training import denoising
 class RecordedBatches(pipeline.Iterator):
     """This process' rows of a mixture of datasets, which `prepare_data` has made.
 
-    Raises ValueError for datasets without what the config's batches hold.
+    Raises ValueError for datasets without what the config's batches hold, and where
+    its mixture takes none of them.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class RecordedBatches(pipeline.Iterator):
     ) -> None:
         self._shapes = generator.batch_shapes(config)
         contents = contents_of(config, self._shapes)
+        sources = [loading.open_source(folder, split, contents) for folder in folders]
         super().__init__(
             pipeline.batches(
-                [loading.open_source(folder, split, contents) for folder in folders],
+                pipeline.mixture(sources, **config.mixture.to_dict()),
                 pairing_of(config),
                 contents,
                 batch=config.batch // processes,

@@ -66,6 +66,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 "alignment": 0.0,
                 "aligned": "",
             },
+            "mixture": generator.mixture(),
             # Sec A of the supplement; decay and clipping are ours.
             "optimizer": generator.optimizer(1e-4),
             "trained": "",

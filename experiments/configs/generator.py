@@ -91,6 +91,9 @@ Config = Any
 WARMUP = 100
 """Steps; ours."""
 
+DATASETS = ("ava256", "captures", "mead", "nersemble_v2", "render_me360", "vfhq")
+"""Those of `prepare_data` that may hold real people."""
+
 CHANNELS = {
     "head_pose": 3,
     "position_code": 42,
@@ -185,6 +188,12 @@ def sampler(
     clips = "reference_net" in config.model
     kind = synthesis.ClipSampler if clips else synthesis.ViewSampler
     return kind(**config.sampler.to_dict())
+
+
+def mixture(*, by_size: bool = True, **priorities: float) -> dict[str, Any]:
+    """How often datasets are drawn, as `pipeline.mixture` takes it; 1 unless given."""
+    known = dict.fromkeys((*DATASETS, "synthetic"), 1.0)
+    return {"by_size": by_size, "priorities": {**known, **priorities}}
 
 
 def optimizer(learning_rate: float) -> dict[str, Any]:

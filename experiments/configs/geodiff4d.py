@@ -98,6 +98,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 "alignment": 0.0,
                 "aligned": "",
             },
+            "mixture": generator.mixture(),
             # Decay, betas and clipping are ours, after Moore-AnimateAnyone.
             "optimizer": generator.optimizer(LEARNING_RATE[choice["size"]]),
             "trained": "temporal" if choice["stage"] == 2 else "",

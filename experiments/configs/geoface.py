@@ -60,6 +60,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 # Layer 10 of 16, counted from 0 (Fig. 10): the finest but one.
                 "aligned": "up1_attention0",
             },
+            "mixture": generator.mixture(),
             "optimizer": generator.optimizer(1e-4),
             "trained": "",
             "sampler": dataclasses.asdict(

@@ -4,7 +4,7 @@ python -m experiments.train_denoiser --workdir=DIR \\
     --config=experiments/configs/learn2control.py:stage=1,size=paper
 
 stage=1   images, real and synthetic (Sec 3.4); the splatted features learn too.
-stage=2   clips of 14 frames of real recordings, temporal modules alone.
+stage=2   clips of 14 frames, at paper size of real recordings; temporal modules alone.
 size      tiny | small | paper: see `generator.SIZES`.
 """
 
@@ -21,6 +21,8 @@ STAGES = {
     "tiny": {1: (8, 1, 2_000), 2: (2, 7, 1_000)},
 }
 """Clips in a batch, frames in a clip, steps; ours but for the 14 frames."""
+MIXTURE = {"vfhq": 1.0, "nersemble_v2": 0.8, "mead": 0.2}
+"""Beside 1 of synthetic heads in the first stage, and none in the second (Sec B)."""
 CONTEXT = {"paper": 768, "small": 64, "tiny": 32}
 """Channels of the token of origin: Stable Diffusion's text, or ours."""
 
@@ -38,6 +40,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         **generator.precision(choice["size"]),
     }
     reference = {**unet, "out_channels": 0, "temporal_modules": False}
+    # Who trains a smaller one may have nothing else.
+    real = choice["stage"] == 2 and choice["size"] == "paper"
+    synthetic = 0.0 if real else 1.0
     return ml_collections.ConfigDict(
         {
             "seed": 0,
@@ -72,6 +77,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
                 "alignment": 0.0,
                 "aligned": "",
             },
+            "mixture": generator.mixture(by_size=False, **MIXTURE, synthetic=synthetic),
             "optimizer": generator.optimizer(1e-5),
             "trained": "temporal" if choice["stage"] == 2 else "",
             # From noise, as its preliminaries say; the rest is ours, without guidance.

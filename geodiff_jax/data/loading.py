@@ -55,6 +55,7 @@ class Source:
     """One dataset, as records that can be read in any order."""
 
     name: str
+    """Of the dataset, also where these are its cached latents."""
     records: Sequence[dict[str, Any]]
     """As `schema.encode` makes them, or as `latents.cache` does."""
     index: building.Index
@@ -63,6 +64,15 @@ class Source:
     sides of the picture."""
     priority: float = 1.0
     """Its share of a mixture, for its size (001, Sec 4.1)."""
+
+    def is_synthetic(self) -> bool:
+        """As the first record that can be read says; datasets are of one kind."""
+        for record in range(len(self.records)):
+            try:
+                return bool(self.records[record]["synthetic"])
+            except UNREADABLE as error:
+                logging.warning("%s: record %d: %s", self.name, record, error)
+        raise ValueError(f"Expected a record of {self.name} to be readable, got none.")
 
 
 def chosen(source: Source, numbers: Int[np.ndarray, " n"]) -> Source:
@@ -126,8 +136,10 @@ def open_source(
     names = needed(contents)
     _stored_features(str(data_path), names)
     stored: Any = tfds.builder_from_directory(str(data_path)).info
+    cached = stored.name == "cached_latents"
     return Source(
-        name=stored.name,
+        # Cached latents are told by the dataset of which they are.
+        name=(stored.config_name if cached else stored.name).partition("-")[0],
         records=StoredRecords(data_path, split, names),
         index=index,
         image=1 if contents.latents else stored.features["image"].shape[0],

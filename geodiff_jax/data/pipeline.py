@@ -26,7 +26,9 @@ Latents and maps are in the half precision in which they are stored: they and by
 less to move, and `denoising.in_single_precision` is a step's to do.
 """
 
-from collections.abc import Sequence
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -73,8 +75,42 @@ def batches(
     return grain.MapDataset.mix(streams, weights).batch(batch, drop_remainder=True)
 
 
+def mixture(
+    sources: Sequence[loading.Source],
+    priorities: Mapping[str, float],
+    *,
+    by_size: bool = True,
+) -> list[loading.Source]:
+    """Sources with the priorities of their datasets; those of priority 0 are left out.
+
+    A dataset whose people are synthetic goes by "synthetic", others by their names;
+    what is not named has priority 1. They are drawn by priority x size (001, Sec 4.1),
+    or, not by size, by their priorities alone (004, B), which folders of one kind
+    share.
+
+    Raises ValueError for negative priorities, and if no source is left.
+    """
+    kinds = ["synthetic" if x.is_synthetic() else x.name for x in sources]
+    own = [priorities.get(kind, 1.0) for kind in kinds]
+    if min(own, default=0.0) < 0.0 or max(own, default=0.0) == 0.0:
+        raise ValueError(
+            "Expected data with priorities of at least 0, and above it for some, got "
+            f"{dict(zip(kinds, own, strict=True))}; change them, or give other data."
+        )
+    sizes = collections.Counter()
+    for kind, source in zip(kinds, sources, strict=True):
+        sizes[kind] += len(source.index)
+    return [
+        dataclasses.replace(x, priority=each if by_size else each / sizes[kind])
+        for x, kind, each in zip(sources, kinds, own, strict=True)
+        if each > 0.0
+    ]
+
+
 class Iterator:
     """Batches from a position on; the position is the number of batches handed out.
+
+    `replaced` counts the unreadable examples in place of which others were read.
 
     With workers, run under absl.app.run and guard `__main__`: they are spawned. If one
     is killed others take over, and the batches stay what they were.
@@ -85,6 +121,7 @@ class Iterator:
     ) -> None:
         self._dataset, self._workers, self._threads = dataset, workers, threads
         self._position, self._running = 0, None
+        self.replaced = 0
 
     def __iter__(self) -> "Iterator":
         return self
@@ -103,6 +140,7 @@ class Iterator:
             self._running = iter(self._remaining())
             batch = next(self._running)
         self._position += 1
+        self.replaced += int(batch["replaced"].sum())
         return batch
 
     def get_state(self) -> dict[str, int]:

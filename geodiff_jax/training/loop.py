@@ -52,6 +52,9 @@ sheets. Others have no MFU."""
 class Batches(Protocol):
     """Where batches come from: this process' rows of each, as numpy arrays."""
 
+    replaced: int
+    """Unreadable examples in place of which others were read, by this process."""
+
     def __next__(self) -> Any:
         """The next batch."""
         ...
@@ -192,6 +195,7 @@ def run(
             last = asked(number) or number == plan.steps
             if last or number % plan.log_every == 0:
                 values = meter.read() | jax.device_get(counters)
+                values["replaced"] = batches.replaced
                 if log is not None:
                     log.scalars(number, values)
                 _check_finite(number, int(values["failing"]), plan.most_failing)

@@ -142,6 +142,7 @@ def test_rays_are_those_of_the_pictures(original, cached):
             maps=("rays",), side=4, crop=None, latents=has_latents
         )
         source = loading.open_source(path, "train", contents)
+        assert source.name == "balls"
         first, last = source.records[0], source.records[7]
         maps.append(ray_maps.ray_map(first, last, size=4, pixels=source.image))
     np.testing.assert_allclose(*maps, atol=1e-6)

@@ -277,6 +277,47 @@ def test_sources_are_mixed_by_priority_times_size():
             assert abs(share - 1 / 3) < 0.014
 
 
+class Torn(list):
+    """Records of which the first cannot be read."""
+
+    def __getitem__(self, number):
+        if number == 0:
+            raise OSError("torn")
+        return super().__getitem__(number)
+
+
+REAL = balls.source(LABELS[:6], name="small")
+REAL = dataclasses.replace(
+    REAL, records=[{**x, "synthetic": False} for x in REAL.records]
+)
+
+
+@pytest.mark.parametrize(
+    ("priorities", "by_size", "shares"),
+    [
+        ({}, True, [4 / 9, 4 / 9, 1 / 9]),
+        ({"small": 4}, True, [1 / 3, 1 / 3, 1 / 3]),
+        ({}, False, [1 / 4, 1 / 4, 1 / 2]),
+        ({"synthetic": 2, "small": 0.5}, False, [0.4, 0.4, 0.2]),
+        ({"synthetic": 0}, False, [1]),
+        ({"small": 0}, True, [1 / 2, 1 / 2]),
+    ],
+)
+def test_datasets_are_mixed_as_a_config_says(priorities, by_size, shares):
+    """Two synthetic ones of 24 records, and a real one of 6."""
+    torn = dataclasses.replace(SOURCE, records=Torn(SOURCE.records))
+    given = (SOURCE, torn, REAL)
+    mixed = pipeline.mixture(given, priorities, by_size=by_size)
+    weights = np.array([x.priority * len(x.index) for x in mixed])
+    np.testing.assert_allclose(weights / weights.sum(), shares)
+
+
+@pytest.mark.parametrize("priorities", [{"synthetic": 0, "small": 0}, {"small": -1}])
+def test_a_mixture_of_nothing_is_refused(priorities):
+    with pytest.raises(ValueError, match="priorities .* 'small'"):
+        pipeline.mixture([SOURCE, REAL], priorities)
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_any_restart_goes_on_with_the_same_batches(threads):
     data = batches(contents=PICTURES)
@@ -345,10 +386,10 @@ def test_unreadable_records_are_replaced_counted_and_named(fault, caplog):
     source = balls.spoilt(SOURCE, 5, **BROKEN[fault])
     pair = pairing.Pairing(cross_view=0.0)
     options = {"pair": pair, "contents": PICTURES, "batch": 4}
-    replaced = 0
+    replaced, iterator = 0, pipeline.Iterator(batches(source, **options))
     with caplog.at_level("WARNING", logger="absl"):
         for number in range(6):
-            batch = batches(source, **options)[number]
+            batch = next(iterator)
             whole = batches(**options)[number]
             good = batch["replaced"] == 0
             replaced += int(batch["replaced"].sum())
@@ -356,7 +397,7 @@ def test_unreadable_records_are_replaced_counted_and_named(fault, caplog):
                 jax.tree.leaves(batch), jax.tree.leaves(whole), strict=True
             ):
                 np.testing.assert_array_equal(a[good], b[good])
-    assert replaced >= 1
+    assert iterator.replaced == replaced >= 1
     assert "balls: record 5" in caplog.text
 
 

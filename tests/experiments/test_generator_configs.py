@@ -10,11 +10,14 @@ import pytest
 from experiments import paper_size, random_batches
 from experiments.configs import cap4d, generator, geodiff4d, geoface, learn2control
 from geodiff_jax import sharding, synthesis
+from geodiff_jax.data import building
 from geodiff_jax.training import denoising
 from geodiff_jax.training import state as states
-from tests.experiments import small
+from tests.experiments import launch, small
 from tests.models import settings
 from tests.training import gathers
+
+prepare_data = launch.import_apart("experiments.prepare_data")
 
 SETTINGS = [
     (geodiff4d, "stage=1"),
@@ -33,6 +36,22 @@ def shapes_of(config):
     network, batch = generator.network(config), generator.batch_shapes(config)
     _, (_, state, _) = paper_size.step_of(config)
     return network, batch, state
+
+
+def test_mixtures_name_the_datasets_that_there_are():
+    builders = [
+        builder.name
+        for module in prepare_data.RECORDED.values()
+        for builder in vars(module).values()
+        if isinstance(builder, type) and issubclass(builder, building.PackedParts)
+    ]
+    known = set(builders) - {"synth_human"} | {"synthetic"}
+    assert set(generator.mixture()["priorities"]) == known
+    stages = [learn2control.get_config(f"stage={i},size=paper") for i in (1, 2)]
+    for config, synthetic in zip(stages, (1.0, 0.0), strict=True):
+        drawn = ("vfhq", "nersemble_v2", "mead", "synthetic")
+        own = [config.mixture.priorities[name] for name in drawn]
+        assert own == [1.0, 0.8, 0.2, synthetic] and not config.mixture.by_size
 
 
 def names(tree):

@@ -50,6 +50,7 @@ def test_a_log_tells_losses_rates_and_counters(uninterrupted):
     assert [line["step"] for line in lines] == list(range(1, 11))
     known = {"loss", "loss/domain0", "gradient_norm", "learning_rate", "skipped"}
     known |= {"steps_per_s", "images_per_s", "tflops_per_s", "data_wait_share"}
+    known |= {"replaced"}
     assert known | {"memory_mb"} <= set(lines[-1])
     last = lines[-1]
     assert last["images_per_s"] == pytest.approx(4 * last["steps_per_s"])

@@ -28,7 +28,7 @@ class Batches:
     """Any batch by its number; `poisoned` ones hold a NaN."""
 
     def __init__(self, poisoned: range = range(0)) -> None:
-        self.number = 0
+        self.number = self.replaced = 0
         self.poisoned = poisoned
 
     def __next__(self) -> denoising.Batch:
