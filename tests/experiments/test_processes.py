@@ -98,6 +98,14 @@ def test_two_processes_have_the_losses_of_one_device(first_stages):
         assert SENTENCE not in (first_stages / "two" / str(i) / "said").read_text()
 
 
+def test_processes_may_read_the_same_rows_of_a_batch(first_stages, tmp_path):
+    """Those of a mesh that spreads each row over the devices of both."""
+    pair = start_two(tmp_path, (*small_command.words(), "--mesh=1x1x8"))
+    for i, process in enumerate(pair):
+        ended_well(process, tmp_path / str(i))
+    check_same_losses(losses(tmp_path / "run"), losses(first_stages / "one"))
+
+
 def test_one_process_goes_on_where_two_ended(first_stages, tmp_path):
     run = shutil.copytree(first_stages / "two" / "run", tmp_path / "run")
     steps = meshes.STEPS + 1
