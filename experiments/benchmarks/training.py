@@ -219,7 +219,8 @@ def trained(
     plan = (f"--workdir={workdir}", f"--config.steps={STEPS}", f"--log_every={WARM}")
     subprocess.run(
         [*command, *plan],
-        env=os.environ | {"XLA_FLAGS": f"{inherited} {virtual}"},
+        # Stripped: of one space XLA makes the name of a file.
+        env=os.environ | {"XLA_FLAGS": f"{inherited} {virtual}".strip()},
         stdout=subprocess.DEVNULL,
         check=True,
     )

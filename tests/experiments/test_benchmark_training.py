@@ -35,6 +35,20 @@ def test_data_and_saves_are_timed(tmp_path):
     assert kept["mb"] > 1
 
 
+def test_steps_are_timed_on_records_and_on_two_devices(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    path = tmp_path / "table.json"
+    done = run("--parts=step,scaling", "--devices=2", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["part"], row["devices"]) for row in rows] == [
+        ("step", 1),
+        ("scaling", 2),
+    ]
+    assert all(row["images_per_s"] > row["steps_per_s"] > 0 for row in rows)
+    assert all(0 <= row["data_wait_share"] < 1 for row in rows)
+
+
 def test_unknown_parts_are_refused():
     done = run("--parts=pipeline,all")
     assert done.returncode == 2 and "--parts are pipeline" in done.stderr
